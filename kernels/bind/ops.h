@@ -1,0 +1,55 @@
+// The engine's operators: declared once with the torch dispatcher (library "keepsight"), CPU implementations always,
+// CUDA ones from the plug-in. Callers never ask which device they are on. Shapes: H heads, S new queries, C capacity, D head_dim, G = Hq/Hkv.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <optional>
+
+namespace keepsight::ops {
+
+// y[S, out] = x[S, in] · Wᵀ. Stored weights: packed uint8 [out, rowBytes] with a WeightType number; the product is the one of the
+// dequantized fp32 weights, accumulated in fp32, result in x's dtype. x fp32 or bf16. bias: [out] or undefined.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t inFeatures, const std::optional<at::Tensor>& bias = {});
+// Rows `ids` [S] int64 of a stored matrix, dequantized to dtype: [S, in].
+at::Tensor embedding(const at::Tensor& ids, const at::Tensor& packed, int64_t weightType, int64_t inFeatures, at::ScalarType dtype);
+// Whole matrix dequantized: [rows, in] in dtype.
+at::Tensor dequantize(const at::Tensor& packed, int64_t weightType, int64_t inFeatures, at::ScalarType dtype);
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps); // x [S, hidden]; fp32 inside
+at::Tensor silu_mul(const at::Tensor& gateUp);                                  // [S, 2F] → [S, F]: silu(first half) · second half
+
+// Llama-style RoPE (pairs i, i + D/2). x [H, S, D]; positions [S] or [H, S] int32; inverse frequencies [D/2] fp32; angles in fp32.
+// sign −1 rotates back. Returns a new tensor in x's dtype.
+at::Tensor rope(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& inverseFrequencies, double sign = 1.0);
+
+// What attention() may collect on its way without ever holding S × C weights; all optional, all accumulated (+=) in fp32.
+struct AttentionStats {
+    at::Tensor columnSum; // [Hq, C]: Σ over the S queries of the weight each entry received
+    at::Tensor lastRows;  // [Hq, R, C]: weights of the last R ≤ S queries, overwritten
+    at::Tensor map;       // [Hkv, rows, cols] (or [Hq, …]): Σ of weights by bin of original positions, mean over the group if Hkv
+    int64_t mapRowBegin = 0, rowBin = 1, colBin = 1; // bin of query position p: (p − mapRowBegin)/rowBin; of key position p: p/colBin
+};
+
+// Attention of S new queries over the held entries, GQA, causal by original position: query i sees entry t of its KV head iff
+// t < lengths[h] and positions[h, t] ≤ queryPositions[i]. Softmax in fp32.
+// q [Hq, S, D] · k, v [Hkv, C, D] · positions [Hkv, C] int32 · lengths [Hkv] int32 · queryPositions [S] int32, ascending → [S, Hq·D] in q's dtype.
+// Rows without a visible entry give 0.
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
+                     const at::Tensor& queryPositions, double scale, AttentionStats* stats = nullptr);
+
+// Softmax rows of `queries` [Hq, w, D] at queryPositions [w] over the held keys: [Hq, w, C] fp32, 0 where not visible (the scorers' window rows).
+at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
+                          const at::Tensor& queryPositions, double scale);
+
+// The first counts[h] entries of out[h] become src[h, index[h, i]]; src [H, C, ...], index [H, M] int32 ascending, counts [H] int32
+// → [H, capacity, ...], rest zero. Any dtype.
+at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const at::Tensor& counts, int64_t capacity);
+// The same in place: keeps index[h, :counts[h]] at the front of x[h]; index ascending, so no entry is overwritten before it is moved.
+void compact_entries(at::Tensor& x, const at::Tensor& index, const at::Tensor& counts);
+// Writes src [H, S, ...] behind the first lengths[h] entries of dst [H, C, ...].
+void append_entries(at::Tensor& dst, const at::Tensor& src, const at::Tensor& lengths);
+
+// Loads libkeepsight_cuda.so from beside the program once; false (and why) if there is no driver, no plug-in or it does not load.
+bool loadCuda(std::string* why = nullptr);
+
+} // namespace keepsight::ops

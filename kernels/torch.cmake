@@ -1,0 +1,25 @@
+# libtorch as imported targets of our own. The wheel's CMake package asks for a CUDA toolkit and for architectures nvcc 13 no longer has;
+# we need neither: the programs link torch_cpu and c10 only, and the plug-in adds torch_cuda and c10_cuda.
+set(KEEPSIGHT_DEPS "${CMAKE_BINARY_DIR}/deps" CACHE PATH "Folder holding the torch and nvidia folders of the wheels (app/run.sh fills it)")
+set(torch_dir "${KEEPSIGHT_DEPS}/torch")
+if(NOT EXISTS "${torch_dir}/lib/libtorch_cpu.so")
+  message(FATAL_ERROR "libtorch expected in ${torch_dir}/lib, not found there: run app/run.sh --build-only, or set KEEPSIGHT_DEPS")
+endif()
+set(KEEPSIGHT_TORCH_LIBS "${torch_dir}/lib;${KEEPSIGHT_DEPS}/nvidia/cu13/lib")
+
+function(keepsight_import_torch name file)
+  add_library(${name} SHARED IMPORTED GLOBAL)
+  set_target_properties(${name} PROPERTIES IMPORTED_LOCATION "${torch_dir}/lib/${file}")
+  target_include_directories(${name} SYSTEM INTERFACE "${torch_dir}/include" "${torch_dir}/include/torch/csrc/api/include")
+endfunction()
+keepsight_import_torch(torch::c10 libc10.so)
+keepsight_import_torch(torch::cpu libtorch_cpu.so)
+add_library(torch::gomp SHARED IMPORTED GLOBAL) # the wheel's own OpenMP runtime: a second one would halve the threads
+set_target_properties(torch::gomp PROPERTIES IMPORTED_LOCATION "${torch_dir}/lib/libgomp.so.1")
+target_link_libraries(torch::cpu INTERFACE torch::c10 torch::gomp)
+target_link_options(torch::cpu INTERFACE "LINKER:-rpath-link,${torch_dir}/lib:${KEEPSIGHT_DEPS}/nvidia/cu13/lib")
+if(EXISTS "${torch_dir}/lib/libtorch_cuda.so")
+  keepsight_import_torch(torch::cuda libtorch_cuda.so)
+  keepsight_import_torch(torch::c10_cuda libc10_cuda.so)
+endif()
+set(CMAKE_BUILD_RPATH "${torch_dir}/lib;${KEEPSIGHT_DEPS}/nvidia/cu13/lib")
