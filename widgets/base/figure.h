@@ -14,10 +14,10 @@ namespace keepsight {
 class Figure {
 public:
     virtual ~Figure() = default;
-    virtual QString name() const = 0;                                // "retained-L12", for file names
-    virtual QSizeF sizeForWidth(double widthPoints) const = 0;       // page size in points at that width
+    virtual QString name() const = 0;                                          // "retained-L12", for file names
+    virtual QSizeF sizeForWidth(double widthPoints) const = 0;                 // page size in points at that width
     virtual void paint(QPainter& painter, const QSizeF& sizePoints) const = 0; // text 7–9 pt
-    virtual PictureData data() const = 0;                            // what CSV, NPY and JSON export
+    virtual PictureData data() const = 0;                                      // what CSV, NPY and JSON export
 };
 
 enum class FigureFormat { pdf, svg, png, csv, npy, json };

@@ -1,0 +1,174 @@
+#include "widgets/base/plot_view.h"
+
+#include "widgets/base/table_dialog.h"
+
+#include <QContextMenuEvent>
+#include <QHelpEvent>
+#include <QMenu>
+#include <QPaintEvent>
+#include <QToolTip>
+#include <algorithm>
+
+namespace keepsight {
+
+PlotView::PlotView(QWidget* parent) : TraceView(parent) {
+    setFocusPolicy(Qt::StrongFocus);
+    setMouseTracking(true);
+    setAttribute(Qt::WA_OpaquePaintEvent);
+    setMinimumSize(160, 120);
+    m_timer.setSingleShot(true);
+    m_timer.setInterval(0);
+    connect(&m_timer, &QTimer::timeout, this, &PlotView::rebuildNow);
+}
+
+void PlotView::setTrace(std::shared_ptr<const Trace> trace) {
+    if (trace == m_trace) return;
+    m_trace = std::move(trace);
+    traceChanged();
+    invalidate();
+}
+
+void PlotView::follow(FocusModel& focus) {
+    m_focusModel = &focus;
+    connect(&focus, &FocusModel::changed, this, &PlotView::focusChanged);
+    invalidate();
+}
+
+PictureData PlotView::table() const {
+    const auto shown = figure();
+    return shown ? shown->data() : PictureData{};
+}
+
+void PlotView::showTable() {
+    try {
+        PictureData data = table();
+        if (!data.shape.empty()) showPictureTable(std::move(data), this)->show();
+    } catch (const std::exception& error) {
+        QToolTip::showText(mapToGlobal(rect().center()), QString::fromUtf8(error.what()), this);
+    }
+}
+
+Focus PlotView::focus() const { return clampFocus(m_focusModel ? m_focusModel->focus() : Focus{}, m_trace.get()); }
+PlotStyle PlotView::plotStyle() const { return PlotStyle::screen(palette(), font()); }
+CellStyle PlotView::cellStyle() const { return CellStyle::of(palette()); }
+
+void PlotView::invalidate() {
+    m_stale = true;
+    if (isVisible() && !m_timer.isActive()) m_timer.start();
+}
+
+void PlotView::rebuildNow() {
+    m_timer.stop();
+    if (!m_stale) return;
+    m_stale = false;
+    m_area = QRectF(rect().marginsRemoved(m_margins));
+    if (m_area.isEmpty()) return;
+    const qreal ratio = devicePixelRatioF();
+    m_picture = QPixmap((m_area.size() * ratio).toSize());
+    m_picture.setDevicePixelRatio(ratio);
+    const PlotStyle style = plotStyle();
+    m_picture.fill(style.background);
+    QPainter painter(&m_picture);
+    painter.setRenderHints(QPainter::Antialiasing | QPainter::TextAntialiasing);
+    const QString nothing = emptyText();
+    if (nothing.isEmpty()) {
+        rebuild(painter, m_area.size());
+    } else {
+        painter.setPen(style.faint);
+        painter.setFont(font());
+        const double margin = std::min(40.0, m_area.width() * 0.08);
+        painter.drawText(QRectF(QPointF(0, 0), m_area.size()).adjusted(margin, 0, -margin, 0), Qt::AlignCenter | Qt::TextWordWrap, nothing);
+    }
+    update();
+}
+
+void PlotView::focusChanged(const Focus&, const Focus&) { invalidate(); }
+
+bool PlotView::event(QEvent* event) {
+    if (event->type() == QEvent::ToolTip) {
+        const auto* help = static_cast<QHelpEvent*>(event);
+        const QString text = m_trace && emptyText().isEmpty() ? toolTipAt(QPointF(help->pos()) - m_area.topLeft()) : QString();
+        if (text.isEmpty())
+            QToolTip::hideText();
+        else
+            QToolTip::showText(help->globalPos(), text, this);
+        return true;
+    }
+    return TraceView::event(event);
+}
+
+void PlotView::paintEvent(QPaintEvent*) {
+    if (m_stale) rebuildNow(); // first paint, or a grab of a hidden widget
+    QPainter painter(this);
+    painter.fillRect(rect(), palette().color(QPalette::Base));
+    painter.drawPixmap(m_area.topLeft(), m_picture);
+    if (emptyText().isEmpty()) {
+        painter.save();
+        painter.translate(m_area.topLeft());
+        painter.setRenderHint(QPainter::Antialiasing);
+        paintOverlay(painter);
+        painter.restore();
+    }
+    if (hasFocus()) {
+        QColor ring = palette().color(QPalette::Highlight);
+        painter.setPen(ring);
+        painter.drawRect(QRectF(rect()).adjusted(0.5, 0.5, -0.5, -0.5));
+    }
+}
+
+void PlotView::resizeEvent(QResizeEvent*) { invalidate(); }
+
+void PlotView::showEvent(QShowEvent*) {
+    if (m_stale) m_timer.start();
+}
+
+void PlotView::changeEvent(QEvent* event) {
+    switch (event->type()) {
+    case QEvent::PaletteChange:
+    case QEvent::StyleChange:
+    case QEvent::FontChange:
+    case QEvent::LanguageChange:
+        invalidate();
+        break;
+    default:
+        break;
+    }
+    TraceView::changeEvent(event);
+}
+
+void PlotView::contextMenuEvent(QContextMenuEvent* event) {
+    QMenu menu(this);
+    QAction* show = menu.addAction(tr("Show as Table…"), this, &PlotView::showTable);
+    show->setEnabled(m_trace && emptyText().isEmpty());
+    menu.exec(event->globalPos());
+}
+
+void PlotView::focusInEvent(QFocusEvent*) { update(); }
+void PlotView::focusOutEvent(QFocusEvent*) { update(); }
+
+void PlotView::setPlotMargins(const QMargins& margins) {
+    if (margins == m_margins) return;
+    m_margins = margins;
+    invalidate();
+}
+
+Focus clampFocus(Focus focus, const Trace* trace) {
+    if (!trace) return focus;
+    const auto clamp = [](int value, std::size_t count) { return std::clamp(value, 0, std::max(0, static_cast<int>(count) - 1)); };
+    focus.lane = LaneIndex{clamp(focus.lane.value, trace->lanes.size())};
+    focus.step = Step{std::clamp(focus.step.value, 0, std::max(0, trace->lastStep()))};
+    focus.layer = LayerIndex{clamp(focus.layer.value, static_cast<std::size_t>(std::max(0, trace->model.config.layers)))};
+    focus.head = HeadIndex{clamp(focus.head.value, static_cast<std::size_t>(std::max(0, trace->model.config.kvHeads)))};
+    if (focus.position < 0 || (!trace->lanes.empty() && !trace->tokenAt(focus.lane, focus.position))) focus.position = -1;
+    return focus;
+}
+
+QString tokenText(const Trace& trace, LaneIndex lane, Position position) {
+    const TokenRecord* token = trace.tokenAt(lane, position);
+    if (!token || token->bytes.empty()) return {};
+    QString text = QString::fromUtf8(token->bytes.data(), static_cast<qsizetype>(token->bytes.size()));
+    text.replace(QLatin1Char('\n'), QStringLiteral("⏎")).replace(QLatin1Char('\t'), QStringLiteral("⇥"));
+    return QStringLiteral("“%1”").arg(text);
+}
+
+} // namespace keepsight
