@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by app/run.sh and tests/run.sh, which source it: what the build needs, fetched once, pinned and verified.
 #   build/deps/      libtorch and the NVIDIA libraries it links, unpacked from their PyPI wheels
 #   build/models/    the default model
@@ -10,6 +11,7 @@ buildDir=$root/build
 depsDir=$buildDir/deps
 modelsDir=$buildDir/models
 downloadsDir=$buildDir/downloads
+osRelease=/etc/os-release
 modelFile=SmolLM2-135M-Instruct.Q4_1.gguf
 modelSha=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-8.0;9.0+PTX}"
@@ -54,7 +56,7 @@ missingPackages() { # prints one line per missing package; alternatives stay joi
     # shellcheck disable=SC2086
     installed=" $(dpkg-query -W -f='${db:Status-Status} ${Package}\n' ${neededPackages//|/ } 2>/dev/null | sed -n 's/^installed //p' | tr '\n' ' ') " || true
     for package in $neededPackages; do
-        local found= name
+        local found='' name
         for name in ${package//|/ }; do [[ $installed == *" $name "* ]] && found=1; done
         [[ $found ]] || echo "$package"
     done
@@ -62,9 +64,9 @@ missingPackages() { # prints one line per missing package; alternatives stay joi
 }
 
 requireKnownSystem() { # $1: what is missing
-    local ID= VERSION_ID= ID_LIKE= PRETTY_NAME="an unknown system"
-    # shellcheck disable=SC1091
-    [[ -r /etc/os-release ]] && . /etc/os-release
+    local ID='' VERSION_ID='' ID_LIKE='' PRETTY_NAME="an unknown system"
+    # shellcheck disable=SC1090
+    [[ -r $osRelease ]] && . "$osRelease"
     local known=
     case $ID in
     debian) [[ -z $VERSION_ID || ${VERSION_ID%%.*} -ge 12 ]] && known=1 ;;
@@ -86,6 +88,7 @@ installPackages() {
         if command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [[ -t 0 ]]; }; then
             asRoot=(sudo)
         else
+            # shellcheck disable=SC2001
             die "packages are missing and this is not root: run  apt-get install $(sed 's/|[^ ]*//g' <<<"$missing")  as root, then start again"
         fi
     fi
@@ -133,7 +136,7 @@ wheelsComplete() {
 pythonWithPip() {
     local python
     for python in python3 /usr/bin/python3; do
-        if "$python" -m pip --version >/dev/null 2>&1; then
+        if "$python" -c 'import pip' 2>/dev/null; then
             echo "$python"
             return
         fi
@@ -231,7 +234,7 @@ fetchWheel() { # name version sha256
 
 # Unpacks into a folder beside the target and moves it in place, so that a killed set-up leaves nothing that looks complete.
 unpackWheel() { # name version sha256 patterns…
-    local name=$1 version=$2 sha=$3 temporary=$depsDir/.unpack entry code=0
+    local name=$1 version=$2 sha=$3 temporary=$depsDir/.unpack code=0
     shift 3
     rm -rf "$temporary"
     mkdir -p "$temporary"
@@ -297,7 +300,7 @@ setUp() {
 
 configure() {
     local stamp=$buildDir/.configured wanted fresh=()
-    wanted="$root ${CC:-} ${CXX:-} ${CXXFLAGS:-} $TORCH_CUDA_ARCH_LIST $(command -v nvcc || echo no-nvcc) $(hasNvidiaDriver && echo driver)"
+    wanted="$root ${CC:-} ${CXX:-} ${CXXFLAGS:-} $TORCH_CUDA_ARCH_LIST $(command -v nvcc || echo no-nvcc) $(hasNvidiaDriver && echo driver || echo no-driver)"
     [[ -f $buildDir/build.ninja && -f $stamp && $(<"$stamp") == "$wanted" ]] && return
     # A checkout that was moved, or another generator, leaves a cache that cmake refuses.
     if [[ -f $buildDir/CMakeCache.txt ]] && ! grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$root" "$buildDir/CMakeCache.txt"; then fresh=(--fresh); fi

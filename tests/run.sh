@@ -5,6 +5,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../app/setup.sh"
 setUp
 configure
-build
+# shellcheck disable=SC2119
+build # everything
 exec 9>&-
 exec ctest --test-dir "$buildDir" --output-on-failure -j2
