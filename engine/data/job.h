@@ -96,6 +96,9 @@ const char* name(RunKind kind);
 std::string jobToJson(const Job& job);
 Job jobFromJson(const std::string& json); // throws EngineError
 
+// One lane as --lane takes it: "snapkv:window=16@0.5" (share removed), "h2o@b128" (tokens kept), "full".
+std::string laneText(const LaneSpec& lane);
+
 // The keepsight-cli line that repeats the job; texts longer than a line are named by file: textFile, or "prompt.txt" if empty.
 std::string commandLineOf(const Job& job, const std::string& modelPath, const std::string& textFile = {});
 

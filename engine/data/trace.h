@@ -69,7 +69,7 @@ struct AttentionMap {
     std::vector<float> values;     // [rows, cols], row-major; binned maps hold storedAttention() values, full-resolution ones exact floats
 };
 
-// Attention weights are stored in 8 bits on a log2 grid of 1/16 octave (relative error ≤ 2.2 %, range 2^-15.9 … 1, below: 0);
+// Attention weights are stored in 8 bits on a log2 grid of 1/16 octave (relative error ≤ 2.2 %, range 2^-15.8 … 1, below: 0);
 // recorders round with this before anything is shown, so that a replay draws the same picture as the live run.
 std::uint8_t attentionCode(float weight);   // 0: zero, 255: not visible (NaN)
 float attentionWeight(std::uint8_t code);
@@ -104,6 +104,7 @@ public:
     std::vector<Position> keptAt(Step step, LayerIndex layer, HeadIndex head) const; // ascending
     int countAt(Step step, LayerIndex layer, HeadIndex head) const;
     int holdersAt(Step step, Position position) const;      // in 0 … layers × heads
+    std::vector<std::int32_t> holdersAt(Step step) const;   // the same for all positions at once, [positionsAt(step)]
     // Step at which each position was evicted (NeverEvicted: held), [positions()]; and the step that appended it.
     std::span<const std::int32_t> evictedAt(LayerIndex layer, HeadIndex head) const;
     std::span<const std::int32_t> bornAt() const { return m_born; }
