@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Writes the Unicode tables of engine/tokenizer and the golden sweep of their test, by probing the `tokenizers` package over all code points.
+
+What a class contains depends on the Unicode version inside each of the package's libraries, so the package itself is asked:
+  letter, number, space  the split expressions' \\p{L}, \\p{N}, \\s
+  numeric                the Digits pre-tokenizer
+  word, blank            \\w and \\s as used around added tokens (single_word, lstrip, rstrip)
+  NFC                    its own decompositions and combining order
+
+    python make_unicode_tables.py      (tokenizers 0.22; writes three files, takes about ten seconds)
+"""
+import json
+import unicodedata
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
+
+ROOT = Path(__file__).resolve().parents[2]
+POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+ALL = "".join(map(chr, POINTS))
+
+
+def to_ranges(points):
+    ranges = []
+    for p in sorted(points):
+        if ranges and ranges[-1][1] == p - 1:
+            ranges[-1][1] = p
+        else:
+            ranges.append([p, p])
+    return ranges
+
+
+def split_class(expression):
+    rest = pre_tokenizers.Split(Regex(expression + "+"), "removed").pre_tokenize_str(ALL)
+    outside = {p for _, (a, b) in rest for p in POINTS[a:b]}
+    return set(POINTS) - outside
+
+
+def numeric_class():
+    found = set()
+    for _, (a, b) in pre_tokenizers.Digits(individual_digits=False).pre_tokenize_str(ALL):
+        pieces = pre_tokenizers.Digits(individual_digits=True).pre_tokenize_str(ALL[a] + ALL[a])
+        if len(pieces) == 2:
+            found.update(POINTS[a:b])
+    return found
+
+
+def word_and_blank_classes():
+    word, pieces = set(), set()
+    probe = pre_tokenizers.Whitespace()  # runs of \w, runs of neither \w nor \s
+    for _, (a, b) in probe.pre_tokenize_str(ALL):
+        pieces.update(POINTS[a:b])
+        if len(probe.pre_tokenize_str("a" + ALL[a])) == 1:
+            word.update(POINTS[a:b])
+    return word, set(POINTS) - pieces
+
+
+def nfc_tables():
+    nfd, nfc = normalizers.NFD(), normalizers.NFC()
+    full = {}  # code point → its full canonical decomposition, Hangul apart (computed)
+    for p in POINTS:
+        text = nfd.normalize_str(chr(p))
+        if text != chr(p) and not 0xAC00 <= p < 0xD7A4:
+            full[p] = text
+    order = {}
+    classes = {p: unicodedata.combining(chr(p)) for p in POINTS}
+    for p in POINTS:  # a mark moves before U+0345 (the last class) or is moved behind by U+0334 (the first)
+        if p in full or 0xAC00 <= p < 0xD7A4:
+            continue
+        if nfd.normalize_str("\u0345" + chr(p)) != "\u0345" + chr(p) or nfd.normalize_str(chr(p) + "\u0334") != chr(p) + "\u0334":
+            order[p] = None
+    order.update({0x0334: 1, 0x0345: 240})
+    used = sorted({classes[p] for p in order} - {0})
+    sample = {c: chr(min(p for p in order if classes[p] == c)) for c in used}
+    for p in order:
+        c = classes[p]
+        if c == 0:  # newer than this Python: place it between the known classes
+            below = [k for k in used if nfd.normalize_str(chr(p) + sample[k]) == sample[k] + chr(p)]
+            above = [k for k in used if nfd.normalize_str(sample[k] + chr(p)) == chr(p) + sample[k]]
+            same = [k for k in used if k not in below and k not in above]
+            assert len(same) == 1, (hex(p), same)
+            c = same[0]
+        lower, higher = [k for k in used if k < c], [k for k in used if k > c]
+        assert not lower or nfd.normalize_str(chr(p) + sample[lower[-1]]) == sample[lower[-1]] + chr(p), hex(p)
+        assert not higher or nfd.normalize_str(sample[higher[0]] + chr(p)) == chr(p) + sample[higher[0]], hex(p)
+        order[p] = c
+    # composite → its two parts; a composite that does not compose back keeps its full decomposition only
+    pairs = {}
+    for p, text in full.items():
+        if len(text) >= 2 and nfc.normalize_str(text) == chr(p):
+            head = nfc.normalize_str(text[:-1])
+            assert len(head) == 1, hex(p)
+            assert nfc.normalize_str(head + text[-1]) == chr(p)
+            pairs[p] = (ord(head), ord(text[-1]))
+    return full, order, pairs
+
+
+def cpp_ranges(name, ranges):
+    return f"const Range {name}[] = {{\n" + wrap([f"{{0x{a:X}, 0x{b:X}}}" for a, b in ranges]) + "\n};\n"
+
+
+def wrap(items, width=136):
+    lines, line = [], "   "
+    for item in items:
+        if len(line) + len(item) + 2 > width:
+            lines.append(line)
+            line = "   "
+        line += " " + item + ","
+    return "\n".join(lines + [line])
+
+
+def main():
+    word, blank = word_and_blank_classes()
+    classes = {"letter": split_class(r"\p{L}"), "number": split_class(r"\p{N}"), "space": split_class(r"\s"),
+               "numeric": numeric_class(), "word": word, "blank": blank}
+    ranges = {name: to_ranges(points) for name, points in classes.items()}
+    full, order, pairs = nfc_tables()
+    note = f"// Generated by tests/golden/make_unicode_tables.py from tokenizers {tokenizers.__version__}; do not edit.\n"
+
+    out = note + '#include "engine/tokenizer/unicode_data.h"\n\nnamespace keepsight::unicode_data {\n\n'
+    for name in classes:
+        out += cpp_ranges(name + "Ranges", ranges[name])
+        out += f"const std::size_t {name}Count = {len(ranges[name])};\n\n"
+    (ROOT / "engine/tokenizer/unicode_classes.cpp").write_text(out + "} // namespace keepsight::unicode_data\n")
+
+    marks = []
+    for p in sorted(order):
+        if marks and marks[-1][1] == p - 1 and marks[-1][2] == order[p]:
+            marks[-1][1] = p
+        else:
+            marks.append([p, p, order[p]])
+    singles = {p: text for p, text in full.items() if p not in pairs}
+    assert all(len(text) <= 3 for text in singles.values())
+    out = note + '#include "engine/tokenizer/unicode_data.h"\n\nnamespace keepsight::unicode_data {\n\n'
+    out += "const MarkRange markRanges[] = {\n" + wrap([f"{{0x{a:X}, 0x{b:X}, {c}}}" for a, b, c in marks]) + "\n};\n"
+    out += f"const std::size_t markCount = {len(marks)};\n\n"
+    out += "const Pair pairs[] = {\n" + wrap([f"{{0x{p:X}, 0x{a:X}, 0x{b:X}}}" for p, (a, b) in sorted(pairs.items())]) + "\n};\n"
+    out += f"const std::size_t pairCount = {len(pairs)};\n\n"
+    items = ["{" + ", ".join([f"0x{p:X}"] + [f"0x{ord(c):X}" for c in text]) + "}" for p, text in sorted(singles.items())]
+    out += "const Replacement replacements[] = {\n" + wrap(items) + "\n};\n"
+    out += f"const std::size_t replacementCount = {len(singles)};\n\n"
+    (ROOT / "engine/tokenizer/unicode_nfc.cpp").write_text(out + "} // namespace keepsight::unicode_data\n")
+
+    # golden: classes as flat [first, last, …]; NFC of every code point that changes, as [code point, result…]
+    nfc = normalizers.NFC()
+    changed = [[p] + [ord(c) for c in nfc.normalize_str(chr(p))] for p in POINTS if nfc.normalize_str(chr(p)) != chr(p)]
+    composed = [[p] + [ord(c) for c in text] for p, text in sorted(full.items()) if nfc.normalize_str(text) == chr(p)]
+    golden = {"tokenizers": tokenizers.__version__, **{n: sum(r, []) for n, r in ranges.items()}, "nfc": changed, "compose": composed}
+    (ROOT / "tests/golden/tokenizer_unicode.json").write_text(json.dumps(golden, separators=(",", ":")) + "\n")
+    print({n: (len(classes[n]), len(r)) for n, r in ranges.items()}, "marks", len(marks), "pairs", len(pairs), "singles", len(singles))
+
+
+if __name__ == "__main__":
+    main()
