@@ -45,8 +45,8 @@ public:
     void compact(LayerIndex layer, const Selection& selection); // ragged results allowed; frees memory if a quarter or more is unused
     void reserve(LayerIndex layer, std::int64_t entries);       // capacity for that many per head
 
-    // A copy holding only the selected entries (the branch after a shared prefill); memory tensors not named in keepMemory are dropped.
-    // `unrotate` turns keys rotated at their position back, for a cacheRelative branch of an original prefill.
+    // A copy holding only the selected entries (the branch after a shared prefill), without the memory tensors; room for `headroom`
+    // more. A cacheRelative branch of an original prefill turns the keys back by their position.
     KvCache branch(const std::vector<Selection>& selections, RopeMode rope, std::int64_t headroom, const at::Tensor& inverseFrequencies) const;
 
     const CacheLayer& layer(LayerIndex index) const { return m_layers[static_cast<std::size_t>(index.value)]; }

@@ -1,0 +1,167 @@
+#include "engine/cache/kv_cache.h"
+
+#include "engine/data/error.h"
+#include "kernels/bind/ops.h"
+
+#include <ATen/ATen.h>
+#include <algorithm>
+#include <numeric>
+
+namespace keepsight {
+namespace {
+
+constexpr std::int64_t CapacityStep = 64; // entries; keeps reallocation rare without holding much more than is stored
+
+std::int64_t roundedCapacity(std::int64_t entries) { return (entries + CapacityStep - 1) / CapacityStep * CapacityStep; }
+
+at::Tensor grown(const at::Tensor& old, std::int64_t capacity) {
+    auto sizes = old.sizes().vec();
+    sizes[1] = capacity;
+    at::Tensor bigger = at::zeros(sizes, old.options());
+    bigger.narrow(1, 0, old.size(1)).copy_(old);
+    return bigger;
+}
+
+// [heads, longest] int32 entry indices and [heads] counts of a selection, on `device`.
+struct IndexTensors {
+    at::Tensor index, counts;
+    std::int32_t longest = 0;
+};
+
+IndexTensors indexTensors(const Selection& selection, at::Device device) {
+    IndexTensors out;
+    const auto heads = static_cast<std::int64_t>(selection.keep.size());
+    for (const auto& keep : selection.keep) out.longest = std::max(out.longest, static_cast<std::int32_t>(keep.size()));
+    out.index = at::zeros({heads, std::max(out.longest, 1)}, at::kInt);
+    out.counts = at::zeros({heads}, at::kInt);
+    for (std::int64_t h = 0; h < heads; ++h) {
+        const auto& keep = selection.keep[static_cast<std::size_t>(h)];
+        std::copy(keep.begin(), keep.end(), out.index.data_ptr<std::int32_t>() + h * out.index.size(1));
+        out.counts.data_ptr<std::int32_t>()[h] = static_cast<std::int32_t>(keep.size());
+    }
+    out.index = out.index.to(device);
+    out.counts = out.counts.to(device);
+    return out;
+}
+
+// A statistic may be kept per query head: its rows move with the KV head they read.
+at::Tensor forRows(const at::Tensor& perKvHead, std::int64_t rows) {
+    const std::int64_t group = rows / perKvHead.size(0);
+    return group == 1 ? perKvHead : perKvHead.repeat_interleave(group, 0);
+}
+
+std::int64_t bytesOf(const CacheLayer& layer) {
+    std::int64_t total = 0;
+    for (const at::Tensor* t : {&layer.keys, &layer.values, &layer.positions})
+        if (t->defined()) total += static_cast<std::int64_t>(t->nbytes());
+    for (const auto& [name, t] : layer.memory) total += static_cast<std::int64_t>(t.nbytes());
+    return total;
+}
+
+} // namespace
+
+Selection Selection::all(const std::vector<std::int32_t>& lengths) {
+    Selection out;
+    for (const std::int32_t n : lengths) {
+        out.keep.emplace_back(static_cast<std::size_t>(n));
+        std::iota(out.keep.back().begin(), out.keep.back().end(), 0);
+    }
+    return out;
+}
+
+std::int32_t CacheLayer::maxHeld() const { return held.empty() ? 0 : *std::max_element(held.begin(), held.end()); }
+
+KvCache::KvCache(const ModelConfig& config, at::ScalarType dtype, at::Device device, RopeMode rope)
+    : m_config(config), m_dtype(dtype), m_device(device), m_rope(rope), m_layers(static_cast<std::size_t>(config.layers)) {
+    for (CacheLayer& layer : m_layers) {
+        const auto options = at::TensorOptions().device(device);
+        layer.keys = at::empty({config.kvHeads, 0, config.headDim}, options.dtype(dtype));
+        layer.values = at::empty({config.kvHeads, 0, config.headDim}, options.dtype(dtype));
+        layer.positions = at::empty({config.kvHeads, 0}, options.dtype(at::kInt));
+        layer.lengths = at::zeros({config.kvHeads}, options.dtype(at::kInt));
+        layer.held.assign(static_cast<std::size_t>(config.kvHeads), 0);
+    }
+}
+
+void KvCache::reserve(LayerIndex index, std::int64_t entries) {
+    CacheLayer& l = layer(index);
+    if (entries <= l.capacity()) return;
+    const std::int64_t capacity = roundedCapacity(entries);
+    l.keys = grown(l.keys, capacity);
+    l.values = grown(l.values, capacity);
+    l.positions = grown(l.positions, capacity);
+    for (auto& [name, t] : l.memory) t = grown(t, capacity);
+}
+
+void KvCache::append(LayerIndex index, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& positions) {
+    CacheLayer& l = layer(index);
+    const std::int64_t count = keys.size(1), needed = l.maxHeld() + count;
+    if (needed > l.capacity()) reserve(index, needed + needed / 8); // amortised growth
+    ops::append_entries(l.keys, keys, l.lengths);
+    ops::append_entries(l.values, values, l.lengths);
+    ops::append_entries(l.positions, positions.unsqueeze(0).expand({m_config.kvHeads, count}).contiguous(), l.lengths);
+    for (auto& [name, t] : l.memory) // statistics of a new entry start at zero, also in a slot that an evicted one left
+        ops::append_entries(t, at::zeros({t.size(0), count}, t.options()), forRows(l.lengths, t.size(0)));
+    l.lengths.add_(static_cast<std::int32_t>(count));
+    for (std::int32_t& n : l.held) n += static_cast<std::int32_t>(count);
+}
+
+void KvCache::compact(LayerIndex index, const Selection& selection) {
+    CacheLayer& l = layer(index);
+    const IndexTensors kept = indexTensors(selection, m_device);
+    const std::int64_t tight = roundedCapacity(kept.longest + CapacityStep);
+    if (tight * 4 <= l.capacity() * 3) { // worth a smaller allocation: eviction must free memory, not only forget
+        const std::int64_t before = stats().allocatedBytes;
+        const auto move = [&](at::Tensor& t) {
+            t = ops::gather_entries(t, forRows(kept.index, t.size(0)), forRows(kept.counts, t.size(0)), tight);
+        };
+        move(l.keys);
+        move(l.values);
+        move(l.positions);
+        for (auto& [name, t] : l.memory) move(t);
+        m_peak = std::max(m_peak, before + bytesOf(l));
+    } else {
+        const auto move = [&](at::Tensor& t) { ops::compact_entries(t, forRows(kept.index, t.size(0)), forRows(kept.counts, t.size(0))); };
+        move(l.keys);
+        move(l.values);
+        move(l.positions);
+        for (auto& [name, t] : l.memory) move(t);
+    }
+    l.lengths = kept.counts;
+    for (std::size_t h = 0; h < l.held.size(); ++h) l.held[h] = static_cast<std::int32_t>(selection.keep[h].size());
+}
+
+KvCache KvCache::branch(const std::vector<Selection>& selections, RopeMode rope, std::int64_t headroom,
+                        const at::Tensor& inverseFrequencies) const {
+    if (m_rope == RopeMode::cacheRelative && rope == RopeMode::original)
+        throw EngineError("cache: a branch with rope=original was asked of a prefill stored with rope=cache_relative");
+    KvCache out(m_config, m_dtype, m_device, rope);
+    for (std::size_t i = 0; i < m_layers.size(); ++i) {
+        const CacheLayer& from = m_layers[i];
+        CacheLayer& to = out.m_layers[i];
+        const IndexTensors kept = indexTensors(selections[i], m_device);
+        const std::int64_t capacity = roundedCapacity(kept.longest + headroom);
+        to.keys = ops::gather_entries(from.keys, kept.index, kept.counts, capacity);
+        to.values = ops::gather_entries(from.values, kept.index, kept.counts, capacity);
+        to.positions = ops::gather_entries(from.positions, kept.index, kept.counts, capacity);
+        if (rope != m_rope) to.keys = ops::rope(to.keys, to.positions, inverseFrequencies, -1.0);
+        to.lengths = kept.counts;
+        for (std::size_t h = 0; h < to.held.size(); ++h) to.held[h] = static_cast<std::int32_t>(selections[i].keep[h].size());
+    }
+    out.m_peak = out.stats().allocatedBytes;
+    return out;
+}
+
+CacheStats KvCache::stats() const {
+    CacheStats s;
+    const auto perEntry = static_cast<std::int64_t>(m_config.headDim) * 2 * static_cast<std::int64_t>(c10::elementSize(m_dtype));
+    for (const CacheLayer& l : m_layers) {
+        for (const std::int32_t n : l.held) s.storedBytes += n * perEntry;
+        s.allocatedBytes += bytesOf(l);
+    }
+    m_peak = std::max(m_peak, s.allocatedBytes);
+    s.peakBytes = m_peak;
+    return s;
+}
+
+} // namespace keepsight

@@ -1,0 +1,109 @@
+// Bench (evaluations.md §3–4): prefill, TTFT, TPOT and bytes of each lane, lanes in a new order every repeat, medians with quartiles.
+#include "engine/data/error.h"
+#include "engine/eval/evaluation.h"
+#include "engine/session/sampler.h"
+
+#include <ATen/ATen.h>
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace keepsight {
+namespace {
+
+std::uint64_t mix(std::uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
+    return z ^ (z >> 31);
+}
+
+} // namespace
+
+void runBench(EvalContext& context) {
+    const BenchSpec& spec = context.job.bench;
+    if (spec.context < 1 || spec.newTokens < 1 || spec.repeats < 1 || spec.warmup < 0)
+        throw UsageError("bench: expected ctx, new and repeats of at least 1 and warmup of at least 0, found ctx " + std::to_string(spec.context) + ", new " +
+                         std::to_string(spec.newTokens) + ", repeats " + std::to_string(spec.repeats) + ", warmup " + std::to_string(spec.warmup));
+    checkContext(context.model.config(), spec.context + spec.newTokens, "the bench");
+    checkMemory(context.model, spec.context + spec.newTokens, 1);
+    std::vector<TokenId> ids;
+    if (context.job.prompt.ids || !context.job.prompt.text.empty()) {
+        const std::vector<TokenId> text = promptIds(context.tokenizer, context.frame, context.job.prompt);
+        for (int i = 0; i < spec.context; ++i) ids.push_back(text[static_cast<std::size_t>(i) % text.size()]); // repeated up to the length asked for
+    } else {
+        for (int i = 0; i < spec.context; ++i)
+            ids.push_back(static_cast<TokenId>(mix(context.job.seed + static_cast<std::uint64_t>(i) + 1) % static_cast<std::uint64_t>(context.model.config().vocab)));
+    }
+    context.header.prefillLength = spec.context;
+    context.sink.begin(context.header);
+
+    const std::size_t lanes = context.policies.size();
+    struct Times {
+        std::vector<double> prefill, ttft, tpot, throughput, decode;
+        CacheStats stats;
+    };
+    std::vector<Times> times(lanes);
+    const int rounds = spec.warmup + spec.repeats;
+    ProgressMeter meter(context.progress, static_cast<std::int64_t>(rounds) * static_cast<std::int64_t>(lanes));
+    std::vector<std::size_t> order(lanes);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    for (int round = 0; round < rounds; ++round) {
+        for (std::size_t i = lanes; i > 1; --i) // Fisher–Yates with the job's seed
+            std::swap(order[i - 1], order[mix(context.job.seed + static_cast<std::uint64_t>(round) * 1000 + i) % i]);
+        for (const std::size_t lane : order) {
+            meter.stage(round < spec.warmup ? "warm-up" : "repeat " + std::to_string(round - spec.warmup + 1) + " of " + std::to_string(spec.repeats));
+            if (context.stop.stop_requested()) throw Cancelled{};
+            const std::shared_ptr<const Policy> policy = context.policies[lane];
+            const auto begin = std::chrono::steady_clock::now();
+            const auto since = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
+            PrefillOptions options = prefillOptionsFor(std::span(&policy, 1), spec.context);
+            const auto snapshot = Snapshot::prefill(context.model, ids, options, context.stop);
+            BranchOptions branchOptions;
+            branchOptions.headroom = spec.newTokens;
+            branchOptions.recordEvictions = false;
+            Branch branch(context.model, snapshot, policy, branchOptions);
+            const double prefill = since(); // with the policy's work
+            TokenId token = argmaxToken({snapshot->lastLogits().data_ptr<float>(), static_cast<std::size_t>(snapshot->lastLogits().numel())});
+            const double ttft = since();
+            std::vector<double> steps;
+            double before = ttft;
+            for (int n = 1; n < spec.newTokens; ++n) {
+                const at::Tensor logits = branch.feed(std::span(&token, 1), LogitRows::last, true, context.stop).reshape({-1});
+                token = argmaxToken({logits.data_ptr<float>(), static_cast<std::size_t>(logits.numel())});
+                const double now = since();
+                steps.push_back((now - before) * 1000);
+                before = now;
+            }
+            if (round >= spec.warmup) {
+                Times& t = times[lane];
+                t.prefill.push_back(prefill);
+                t.ttft.push_back(ttft);
+                if (!steps.empty()) t.tpot.push_back(std::accumulate(steps.begin(), steps.end(), 0.0) / static_cast<double>(steps.size()));
+                t.decode.push_back(before - ttft);
+                t.throughput.push_back(spec.newTokens / before);
+                t.stats = branch.cache().stats();
+            }
+            meter.add(1);
+        }
+    }
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+        const Times& t = times[lane];
+        Measurement row = rowFor(context, lane, "bench");
+        row.set("ctx", static_cast<std::int64_t>(spec.context));
+        row.set("new", static_cast<std::int64_t>(spec.newTokens));
+        row.set("repeats", static_cast<std::int64_t>(spec.repeats));
+        row.set("prefill_s", median(t.prefill));
+        row.set("prefill_tok_s", spec.context / median(t.prefill));
+        row.set("ttft_s", median(t.ttft));
+        row.set("tpot_ms", median(t.tpot));
+        row.set("tpot_iqr_ms", quantile(t.tpot, 0.75) - quantile(t.tpot, 0.25));
+        row.set("decode_tok_s", 1000 / median(t.tpot));
+        row.set("throughput", median(t.throughput));
+        row.set("kv_bytes", t.stats.storedBytes);
+        row.set("kv_bytes_allocated", t.stats.allocatedBytes);
+        row.set("kv_bytes_peak", t.stats.peakBytes);
+        context.sink.add(row);
+    }
+}
+
+} // namespace keepsight

@@ -1,0 +1,174 @@
+#include "engine/eval/evaluation.h"
+
+#include "engine/data/error.h"
+#include "engine/session/sampler.h"
+#include "engine/trace/recorder.h"
+
+#include <ATen/ATen.h>
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+
+namespace keepsight {
+namespace {
+
+std::int64_t availableMemory() {
+    std::ifstream info("/proc/meminfo");
+    std::string word;
+    while (info >> word)
+        if (word == "MemAvailable:") {
+            std::int64_t kilobytes = 0;
+            info >> kilobytes;
+            return kilobytes * 1024;
+        }
+    return -1;
+}
+
+std::string megabytes(std::int64_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
+
+} // namespace
+
+std::vector<TokenId> promptIds(const Tokenizer& tokenizer, const ChatFrame& frame, const PromptSpec& prompt) {
+    if (prompt.ids) {
+        if (prompt.ids->empty()) throw UsageError("prompt: expected at least one token id, found an empty list");
+        for (std::size_t i = 0; i < prompt.ids->size(); ++i)
+            if ((*prompt.ids)[i] < 0 || (*prompt.ids)[i] >= tokenizer.vocab())
+                throw UsageError("prompt: token id " + std::to_string((*prompt.ids)[i]) + " at index " + std::to_string(i) + " is outside the vocabulary of " +
+                                 std::to_string(tokenizer.vocab()));
+        return *prompt.ids;
+    }
+    if (const std::size_t nul = prompt.text.find('\0'); nul != std::string::npos)
+        throw UsageError("prompt: expected text, found a NUL byte at byte " + std::to_string(nul) + "; is this a binary file?");
+    if (!isValidUtf8(prompt.text)) throw UsageError("prompt: expected UTF-8 text, found bytes that are not UTF-8; convert the file first (iconv -t utf-8)");
+    if (prompt.chat && frame.name.empty())
+        throw UsageError("prompt: the model's chat template is not one of the built-in frames; run without the chat frame, or put the frame into the text");
+    const std::string text = prompt.chat ? frame.wrap(prompt.text) : prompt.text;
+    std::vector<TokenId> ids = tokenizer.encode(text, {.parseSpecial = prompt.chat || prompt.special, .addSpecial = prompt.special && !prompt.chat});
+    if (ids.empty()) throw UsageError("prompt: expected at least one token, found an empty text");
+    return ids;
+}
+
+void checkContext(const ModelConfig& config, std::int64_t tokens, std::string_view what) {
+    if (config.maxPositions > 0 && tokens > config.maxPositions)
+        throw EngineError(std::string(what) + " needs " + std::to_string(tokens) + " tokens, the model's context holds " + std::to_string(config.maxPositions) +
+                          "; shorten the text or the continuation");
+}
+
+void checkMemory(const Model& model, std::int64_t tokens, std::int64_t lanes) {
+    if (!model.device().is_cpu()) return; // the device's allocator answers for itself
+    const ModelConfig& c = model.config();
+    const std::int64_t perToken = static_cast<std::int64_t>(c.layers) * c.kvHeads * c.headDim * 2 * static_cast<std::int64_t>(c10::elementSize(model.dtype()));
+    const std::int64_t needed = perToken * tokens * (lanes + 1) + (std::int64_t{256} << 20); // the shared prefill, one copy a lane, working memory
+    const std::int64_t available = availableMemory();
+    if (available >= 0 && needed > available)
+        throw EngineError("this run needs about " + megabytes(needed) + " of memory for " + std::to_string(tokens) + " tokens in " + std::to_string(lanes) +
+                          " lanes, only " + megabytes(available) + " are available; use fewer tokens or lanes");
+}
+
+void ProgressMeter::at(std::int64_t done) {
+    m_done = done;
+    if (!m_out) return;
+    const auto now = std::chrono::steady_clock::now();
+    if (done < m_total && now - m_last < std::chrono::milliseconds(100)) return;
+    m_last = now;
+    const double elapsed = std::chrono::duration<double>(now - m_begin).count();
+    const double eta = done > 0 && elapsed > 0.3 ? elapsed * static_cast<double>(m_total - done) / static_cast<double>(done) : -1.0;
+    m_out({m_stage, done, m_total, eta});
+}
+
+Measurement rowFor(const EvalContext& context, std::size_t lane, std::string kind) {
+    const PolicySpec& spec = context.policies[lane]->spec();
+    Measurement row;
+    row.kind = std::move(kind);
+    row.lane = LaneIndex{static_cast<std::int32_t>(lane)};
+    std::string params;
+    for (const auto& [name, value] : spec.params) params += (params.empty() ? "" : ",") + name + "=" + value;
+    row.set("policy", spec.id);
+    row.set("params", params);
+    row.set("quant", std::string("none"));
+    row.set("compression_ratio", spec.budget.kind == Budget::Kind::ratio ? Measurement::Value(spec.budget.compressionRatio) : Measurement::Value());
+    row.set("budget", spec.budget.kind == Budget::Kind::tokens ? Measurement::Value(static_cast<std::int64_t>(spec.budget.tokens)) : Measurement::Value());
+    return row;
+}
+
+LaneRun startLanes(EvalContext& context, std::span<const TokenId> prompt, std::int64_t totalTokens, ProgressMeter& meter) {
+    LaneRun run;
+    const Job& job = context.job;
+    if (job.trace.attentionBins > 0) run.bin = static_cast<int>((totalTokens + job.trace.attentionBins - 1) / job.trace.attentionBins);
+    PrefillOptions options = prefillOptionsFor(context.policies, static_cast<std::int64_t>(prompt.size()));
+    // Cheap next to the prefill, and the budget slider can then preview any policy.
+    options.lastRows = std::max(options.lastRows, 128);
+    options.columnSums = true;
+    options.mapBin = run.bin;
+    meter.stage("prefill");
+    run.snapshot = Snapshot::prefill(context.model, prompt, options, context.stop, [&](std::int64_t done) { meter.at(done); });
+    if (context.prefilled) context.prefilled(run.snapshot);
+    recordPrefillMaps(*run.snapshot, context.sink);
+
+    const CacheStats whole = run.snapshot->cache().stats();
+    for (std::size_t lane = 0; lane < context.policies.size(); ++lane) {
+        const LaneIndex index{static_cast<std::int32_t>(lane)};
+        StepRecord step;
+        step.kind = StepRecord::Kind::prefill;
+        step.count = static_cast<std::int32_t>(prompt.size());
+        step.milliseconds = run.snapshot->milliseconds();
+        step.kvBytes = whole.storedBytes;
+        step.allocatedBytes = whole.allocatedBytes;
+        context.sink.add(index, step);
+
+        BranchOptions branch;
+        branch.headroom = totalTokens - static_cast<std::int64_t>(prompt.size()) + 1;
+        branch.mapBin = run.bin;
+        if (run.bin > 0) {
+            branch.mapRows = static_cast<int>((totalTokens - static_cast<std::int64_t>(prompt.size()) + run.bin - 1) / run.bin);
+            branch.mapCols = static_cast<int>((totalTokens + run.bin - 1) / run.bin);
+        }
+        branch.recordEvictions = job.trace.retention;
+        run.branches.push_back(std::make_unique<Branch>(context.model, run.snapshot, context.policies[lane], branch));
+        Branch& b = *run.branches.back();
+        if (!b.notice().empty()) context.sink.notice(index, b.notice());
+        StepRecord eviction;
+        eviction.step = Step{1};
+        eviction.kind = StepRecord::Kind::evict;
+        eviction.firstPosition = step.count;
+        eviction.milliseconds = eviction.policyMilliseconds = b.selectMilliseconds();
+        const CacheStats stats = b.cache().stats();
+        eviction.kvBytes = stats.storedBytes;
+        eviction.allocatedBytes = stats.allocatedBytes;
+        recordStep(index, eviction, b.takeEvictions(), context.sink);
+        run.last.push_back(eviction);
+    }
+    return run;
+}
+
+at::Tensor stepLane(EvalContext& context, LaneRun& run, std::size_t lane, TokenId token, double nll) {
+    Branch& branch = *run.branches[lane];
+    StepRecord step;
+    step.step = Step{run.last[lane].step.value + 1};
+    step.firstPosition = branch.seen();
+    step.count = 1;
+    step.nll = nll;
+    const auto begin = std::chrono::steady_clock::now();
+    const at::Tensor logits = branch.feed(std::span(&token, 1), LogitRows::last, true, context.stop);
+    step.milliseconds = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+    step.policyMilliseconds = branch.policyMilliseconds();
+    const CacheStats stats = branch.cache().stats();
+    step.kvBytes = stats.storedBytes;
+    step.allocatedBytes = stats.allocatedBytes;
+    recordStep(LaneIndex{static_cast<std::int32_t>(lane)}, step, branch.takeEvictions(), context.sink);
+    run.last[lane] = step;
+    return logits.reshape({-1});
+}
+
+double quantile(std::vector<double> values, double q) {
+    if (values.empty()) return NotMeasured;
+    std::sort(values.begin(), values.end());
+    const double at = q * static_cast<double>(values.size() - 1);
+    const auto low = static_cast<std::size_t>(at);
+    const std::size_t high = std::min(low + 1, values.size() - 1);
+    return values[low] + (at - static_cast<double>(low)) * (values[high] - values[low]);
+}
+
+double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
+
+} // namespace keepsight

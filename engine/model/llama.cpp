@@ -1,0 +1,258 @@
+// Llama-style decoder: RMSNorm, grouped-query attention with RoPE, SiLU-gated MLP, optional biases, tied or own output matrix.
+// Weights stay as stored (mapped, quantized) on the CPU and are unpacked once to `dtype` on other devices.
+#include "engine/data/error.h"
+#include "engine/model/model.h"
+
+#include <ATen/ATen.h>
+#include <cmath>
+#include <optional>
+
+namespace keepsight {
+namespace {
+
+// A stored matrix [out, in]; several may be stacked by rows when one product serves them all.
+class Matrix {
+public:
+    Matrix() = default;
+    Matrix(at::Tensor packed, WeightType type, std::int64_t in) : m_packed(std::move(packed)), m_type(type), m_in(in) {}
+
+    at::Tensor apply(const at::Tensor& x) const {
+        if (m_dense.defined()) return m_bias ? at::linear(x, m_dense, *m_bias) : at::linear(x, m_dense);
+        return ops::linear(x, m_packed, static_cast<int>(m_type), m_in, m_bias);
+    }
+    at::Tensor rows(const at::Tensor& ids, at::ScalarType dtype) const {
+        return m_dense.defined() ? m_dense.index_select(0, ids) : ops::embedding(ids, m_packed, static_cast<int>(m_type), m_in, dtype);
+    }
+    void setBias(at::Tensor bias) { m_bias = std::move(bias); }
+    void unpackTo(at::ScalarType dtype, at::Device device) {
+        m_dense = ops::dequantize(m_packed, static_cast<int>(m_type), m_in, dtype).to(device);
+        m_packed.reset();
+        if (m_bias) m_bias = m_bias->to(device, dtype);
+    }
+    const at::Tensor& packed() const { return m_packed; }
+    WeightType type() const { return m_type; }
+    std::int64_t in() const { return m_in; }
+
+private:
+    at::Tensor m_packed; // uint8 [out, rowBytes]
+    WeightType m_type = WeightType::f32;
+    std::int64_t m_in = 0;
+    at::Tensor m_dense; // [out, in] in the model's dtype; devices other than the CPU
+    std::optional<at::Tensor> m_bias;
+};
+
+struct Layer {
+    at::Tensor attentionNorm, mlpNorm; // [hidden] fp32
+    Matrix qkv, output;                // [(queryHeads + 2·kvHeads)·headDim, hidden], [hidden, queryHeads·headDim]
+    Matrix gateUp, gate, up, down;     // gate and up stacked where they lie side by side in the file, else apart
+};
+
+class Llama final : public Model {
+public:
+    Llama(std::shared_ptr<const WeightFile> file, at::ScalarType dtype, at::Device device)
+        : m_file(std::move(file)), m_config(m_file->config()), m_dtype(dtype), m_device(device), m_gguf(m_file->format() == "gguf") {
+        load();
+    }
+
+    const ModelConfig& config() const override { return m_config; }
+    at::ScalarType dtype() const override { return m_dtype; }
+    at::Device device() const override { return m_device; }
+    const at::Tensor& inverseFrequencies() const override { return m_inverse; }
+
+    at::Tensor forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows,
+                       std::stop_token stop) const override;
+
+private:
+    void load();
+    std::string fileName(int layer, std::string_view gguf, std::string_view huggingFace) const;
+    at::Tensor mapped(const WeightTensor& t) const;
+    at::Tensor vector(const std::string& name, std::int64_t size, at::ScalarType dtype) const;
+    Matrix matrix(const std::string& name, std::int64_t out, std::int64_t in) const;
+    Matrix stacked(const std::vector<Matrix>& parts) const;
+    Matrix ropeRows(Matrix m, int heads) const;
+    std::optional<at::Tensor> bias(const std::string& weightName, std::int64_t size) const;
+
+    std::shared_ptr<const WeightFile> m_file;
+    ModelConfig m_config;
+    at::ScalarType m_dtype;
+    at::Device m_device;
+    bool m_gguf;
+    at::Tensor m_inverse, m_finalNorm;
+    Matrix m_embedding, m_head; // m_head unset when tied
+    std::vector<Layer> m_layers;
+};
+
+std::string Llama::fileName(int layer, std::string_view gguf, std::string_view huggingFace) const {
+    const std::string prefix = m_gguf ? "blk." : "model.layers.";
+    return prefix + std::to_string(layer) + "." + std::string(m_gguf ? gguf : huggingFace) + ".weight";
+}
+
+at::Tensor Llama::mapped(const WeightTensor& t) const {
+    const std::int64_t columns = t.shape.back(), width = rowBytes(t.type, columns);
+    // The mapping is read-only; no operator writes to a weight.
+    return at::from_blob(const_cast<std::byte*>(t.bytes.data()), {static_cast<std::int64_t>(t.bytes.size()) / width, width}, at::kByte);
+}
+
+at::Tensor Llama::vector(const std::string& name, std::int64_t size, at::ScalarType dtype) const {
+    const WeightTensor& t = m_file->tensor(name, {size});
+    return ops::dequantize(mapped(t), static_cast<int>(t.type), size, at::kFloat).reshape({size}).to(m_device, dtype).clone();
+}
+
+Matrix Llama::matrix(const std::string& name, std::int64_t out, std::int64_t in) const {
+    const WeightTensor& t = m_file->tensor(name, {out, in});
+    return Matrix(mapped(t), t.type, in);
+}
+
+// One matrix of several with the same row type: a view if they follow each other in memory, else a copy.
+Matrix Llama::stacked(const std::vector<Matrix>& parts) const {
+    std::vector<at::Tensor> rows;
+    for (const Matrix& part : parts) rows.push_back(part.packed());
+    return Matrix(at::cat(rows, 0), parts.front().type(), parts.front().in());
+}
+
+// GGUF's converter stores the rows of llama's q and k matrices interleaved (2j + s) for adjacent-pair RoPE; back to halves (s·D/2 + j).
+Matrix Llama::ropeRows(Matrix m, int heads) const {
+    if (!m_gguf) return m;
+    const std::int64_t half = m_config.headDim / 2, width = m.packed().size(1);
+    at::Tensor rows = m.packed().view({heads, half, 2, width}).transpose(1, 2).reshape({-1, width}).contiguous();
+    return Matrix(rows, m.type(), m.in());
+}
+
+std::optional<at::Tensor> Llama::bias(const std::string& weightName, std::int64_t size) const {
+    const std::string name = weightName.substr(0, weightName.size() - std::string_view("weight").size()) + "bias";
+    if (!m_file->find(name)) return std::nullopt;
+    return vector(name, size, m_dtype);
+}
+
+void Llama::load() {
+    const ModelConfig& c = m_config;
+    const std::int64_t qRows = static_cast<std::int64_t>(c.queryHeads) * c.headDim, kvRows = static_cast<std::int64_t>(c.kvHeads) * c.headDim;
+    m_inverse = ropeInverseFrequencies(c).to(m_device);
+    m_embedding = matrix(m_gguf ? "token_embd.weight" : "model.embed_tokens.weight", c.vocab, c.hidden);
+    if (!c.tiedEmbeddings) m_head = matrix(m_gguf ? "output.weight" : "lm_head.weight", c.vocab, c.hidden);
+    m_finalNorm = vector(m_gguf ? "output_norm.weight" : "model.norm.weight", c.hidden, at::kFloat);
+
+    for (int i = 0; i < c.layers; ++i) {
+        Layer& layer = m_layers.emplace_back();
+        layer.attentionNorm = vector(fileName(i, "attn_norm", "input_layernorm"), c.hidden, at::kFloat);
+        layer.mlpNorm = vector(fileName(i, "ffn_norm", "post_attention_layernorm"), c.hidden, at::kFloat);
+
+        const std::string qName = fileName(i, "attn_q", "self_attn.q_proj"), kName = fileName(i, "attn_k", "self_attn.k_proj"),
+                          vName = fileName(i, "attn_v", "self_attn.v_proj");
+        const Matrix q = ropeRows(matrix(qName, qRows, c.hidden), c.queryHeads), k = ropeRows(matrix(kName, kvRows, c.hidden), c.kvHeads),
+                     v = matrix(vName, kvRows, c.hidden);
+        if (q.type() != k.type() || q.type() != v.type()) {
+            // Mixed files (some quantizers keep v finer): one type is needed to stack; fp32 loses nothing.
+            std::vector<at::Tensor> dense;
+            for (const Matrix& m : {q, k, v}) dense.push_back(ops::dequantize(m.packed(), static_cast<int>(m.type()), m.in(), at::kFloat));
+            at::Tensor all = at::cat(dense, 0).contiguous();
+            layer.qkv = Matrix(all.view(at::kByte), WeightType::f32, c.hidden);
+        } else {
+            layer.qkv = stacked({q, k, v});
+        }
+        const auto qBias = bias(qName, qRows), kBias = bias(kName, kvRows), vBias = bias(vName, kvRows);
+        if (qBias || kBias || vBias) {
+            const auto orZero = [&](const std::optional<at::Tensor>& b, std::int64_t n) {
+                return b ? *b : at::zeros({n}, at::TensorOptions().dtype(m_dtype).device(m_device));
+            };
+            const auto ropeBias = [&](const at::Tensor& b, int heads) {
+                return m_gguf ? b.view({heads, c.headDim / 2, 2}).transpose(1, 2).reshape({-1}) : b;
+            };
+            layer.qkv.setBias(at::cat({ropeBias(orZero(qBias, qRows), c.queryHeads), ropeBias(orZero(kBias, kvRows), c.kvHeads), orZero(vBias, kvRows)}));
+        }
+        const std::string oName = fileName(i, "attn_output", "self_attn.o_proj");
+        layer.output = matrix(oName, c.hidden, qRows);
+        if (const auto b = bias(oName, c.hidden)) layer.output.setBias(*b);
+
+        const std::string gateName = fileName(i, "ffn_gate", "mlp.gate_proj"), upName = fileName(i, "ffn_up", "mlp.up_proj"),
+                          downName = fileName(i, "ffn_down", "mlp.down_proj");
+        const WeightTensor &gate = m_file->tensor(gateName, {c.feedForward, c.hidden}), &up = m_file->tensor(upName, {c.feedForward, c.hidden});
+        const auto gateBias = bias(gateName, c.feedForward), upBias = bias(upName, c.feedForward);
+        if (gate.type == up.type && gate.bytes.data() + gate.bytes.size() == up.bytes.data() && !gateBias && !upBias) {
+            const std::int64_t width = rowBytes(gate.type, c.hidden);
+            layer.gateUp = Matrix(at::from_blob(const_cast<std::byte*>(gate.bytes.data()), {2 * static_cast<std::int64_t>(c.feedForward), width}, at::kByte),
+                                  gate.type, c.hidden);
+        } else {
+            layer.gate = matrix(gateName, c.feedForward, c.hidden);
+            layer.up = matrix(upName, c.feedForward, c.hidden);
+            if (gateBias) layer.gate.setBias(*gateBias);
+            if (upBias) layer.up.setBias(*upBias);
+        }
+        layer.down = matrix(downName, c.hidden, c.feedForward);
+        if (const auto b = bias(downName, c.hidden)) layer.down.setBias(*b);
+
+        if (!m_device.is_cpu())
+            for (Matrix* m : {&layer.qkv, &layer.output, &layer.gateUp, &layer.gate, &layer.up, &layer.down})
+                if (m->packed().defined()) m->unpackTo(m_dtype, m_device);
+    }
+    if (!m_device.is_cpu()) {
+        m_embedding.unpackTo(m_dtype, m_device);
+        if (!c.tiedEmbeddings) m_head.unpackTo(m_dtype, m_device);
+    }
+}
+
+at::Tensor Llama::forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows, std::stop_token stop) const {
+    const ModelConfig& c = m_config;
+    const auto count = static_cast<std::int64_t>(ids.size());
+    const double scale = 1.0 / std::sqrt(static_cast<double>(c.headDim));
+    at::Tensor idTensor = at::empty({count}, at::kLong);
+    for (std::int64_t i = 0; i < count; ++i) {
+        const TokenId id = ids[static_cast<std::size_t>(i)];
+        if (id < 0 || id >= c.vocab)
+            throw EngineError("model: token id " + std::to_string(id) + " at position " + std::to_string(first + i) + " is outside the vocabulary of " +
+                              std::to_string(c.vocab));
+        idTensor.data_ptr<std::int64_t>()[i] = id;
+    }
+    at::Tensor positions = at::arange(first, first + count, at::kInt).to(m_device);
+    at::Tensor x = m_embedding.rows(idTensor.to(m_device), m_dtype); // [S, hidden]
+
+    for (int i = 0; i < c.layers; ++i) {
+        if (stop.stop_requested()) throw Cancelled{};
+        const Layer& layer = m_layers[static_cast<std::size_t>(i)];
+        const LayerIndex index{i};
+        const at::Tensor qkv = layer.qkv.apply(ops::rms_norm(x, layer.attentionNorm, c.normEps)).view({count, c.queryHeads + 2 * c.kvHeads, c.headDim}).transpose(0, 1);
+        at::Tensor q = qkv.narrow(0, 0, c.queryHeads), k = qkv.narrow(0, c.queryHeads, c.kvHeads);
+        const at::Tensor v = qkv.narrow(0, c.queryHeads + c.kvHeads, c.kvHeads);
+
+        at::Tensor keys; // [kvHeads, C, D] after RoPE
+        if (cache.rope() == RopeMode::original) {
+            const at::Tensor rotated = ops::rope(qkv.narrow(0, 0, c.queryHeads + c.kvHeads), positions, m_inverse);
+            q = rotated.narrow(0, 0, c.queryHeads);
+            cache.append(index, rotated.narrow(0, c.queryHeads, c.kvHeads), v, positions);
+            keys = cache.layer(index).keys;
+        } else {
+            // Kept tokens are renumbered 0 … T−1 when they are read, and the queries take the last S of these slots.
+            const at::Tensor slotsBefore = cache.layer(index).lengths; // [kvHeads]
+            const at::Tensor querySlots =
+                (slotsBefore.repeat_interleave(c.groupSize()).unsqueeze(1) + at::arange(count, at::TensorOptions().dtype(at::kInt).device(m_device)).unsqueeze(0))
+                    .to(at::kInt);
+            q = ops::rope(q, querySlots, m_inverse);
+            cache.append(index, k, v, positions);
+            const CacheLayer& held = cache.layer(index);
+            const at::Tensor slots = at::arange(held.capacity(), at::TensorOptions().dtype(at::kInt).device(m_device));
+            keys = ops::rope(held.keys, slots, m_inverse);
+        }
+
+        ops::AttentionStats* stats = observer ? observer->wanted(index, cache, count) : nullptr;
+        const CacheLayer& held = cache.layer(index);
+        const at::Tensor attended = ops::attention(q, keys, held.values, held.positions, held.lengths, positions, scale, stats);
+        if (observer) observer->afterAttention({index, c, held, q, positions, keys, scale, stats ? stats->lastRows : at::Tensor()}, cache);
+
+        x = x + layer.output.apply(attended);
+        const at::Tensor normed = ops::rms_norm(x, layer.mlpNorm, c.normEps);
+        const at::Tensor both = layer.gateUp.in() ? layer.gateUp.apply(normed) : at::cat({layer.gate.apply(normed), layer.up.apply(normed)}, 1);
+        x = x + layer.down.apply(ops::silu_mul(both));
+    }
+    if (rows == LogitRows::none) return {};
+    if (rows == LogitRows::last) x = x.narrow(0, count - 1, 1);
+    const at::Tensor normed = ops::rms_norm(x, m_finalNorm, c.normEps);
+    return (c.tiedEmbeddings ? m_embedding : m_head).apply(normed).to(at::kFloat);
+}
+
+} // namespace
+
+std::unique_ptr<Model> makeLlama(std::shared_ptr<const WeightFile> file, at::ScalarType dtype, at::Device device) {
+    return std::make_unique<Llama>(std::move(file), dtype, device);
+}
+
+} // namespace keepsight

@@ -1,0 +1,49 @@
+#include "engine/model/model.h"
+
+#include "engine/data/error.h"
+
+#include <ATen/ATen.h>
+#include <cmath>
+#include <numbers>
+
+namespace keepsight {
+
+at::Tensor LayerView::lastRows(std::int64_t count) const {
+    if (rows.defined() && rows.size(1) >= count) return rows.narrow(1, rows.size(1) - count, count);
+    const std::int64_t have = queries.size(1);
+    if (have < count)
+        throw EngineError("policy: attention of the last " + std::to_string(count) + " queries was asked for, only " + std::to_string(have) + " were kept");
+    return ops::attention_rows(queries.narrow(1, have - count, count), keys, entries.positions, entries.lengths,
+                               queryPositions.narrow(0, have - count, count), scale);
+}
+
+at::Tensor ropeInverseFrequencies(const ModelConfig& config) {
+    // fp32 throughout, in transformers' order of operations, so that angles agree to the last bit.
+    at::Tensor exponents = at::arange(0, config.headDim, 2, at::kLong).to(at::kFloat) / static_cast<double>(config.headDim);
+    at::Tensor inverse = at::reciprocal(at::pow(at::Scalar(config.ropeTheta), exponents));
+    if (!config.ropeFactors.empty()) inverse = inverse / at::tensor(config.ropeFactors, at::kFloat);
+    const RopeScaling& scaling = config.ropeScaling;
+    if (scaling.kind == RopeScaling::Kind::linear) inverse = inverse / scaling.factor;
+    if (scaling.kind == RopeScaling::Kind::llama3 && config.ropeFactors.empty()) { // GGUF's factors already hold this scaling
+        const double low = scaling.originalMaxPositions / scaling.lowFreqFactor, high = scaling.originalMaxPositions / scaling.highFreqFactor;
+        const at::Tensor wavelength = 2 * std::numbers::pi / inverse;
+        const at::Tensor stretched = at::where(wavelength > low, inverse / scaling.factor, inverse);
+        const at::Tensor smooth = (scaling.originalMaxPositions / wavelength - scaling.lowFreqFactor) / (scaling.highFreqFactor - scaling.lowFreqFactor);
+        const at::Tensor between = (1 - smooth) * stretched / scaling.factor + smooth * stretched;
+        inverse = at::where((wavelength <= low) & (wavelength >= high), between, stretched);
+    }
+    return inverse.contiguous();
+}
+
+std::unique_ptr<Model> Model::make(std::shared_ptr<const WeightFile> file, at::ScalarType dtype, at::Device device) {
+    const std::string& architecture = file->config().architecture;
+    std::string known;
+#define KEEPSIGHT_MODEL(id, factory)                                                                                                                     \
+    if (architecture == id) return factory(std::move(file), dtype, device);                                                                              \
+    known += known.empty() ? id : std::string(", ") + id;
+#include "engine/model/models.def"
+#undef KEEPSIGHT_MODEL
+    throw EngineError("model: architecture '" + architecture + "' is not supported; expected one of: " + known);
+}
+
+} // namespace keepsight

@@ -1,0 +1,66 @@
+// A decoder-only transformer over a KvCache. Positions are given, never guessed from the cache length, which shrinks.
+#pragma once
+
+#include "engine/cache/kv_cache.h"
+#include "engine/data/ids.h"
+#include "engine/model/weights.h"
+#include "kernels/bind/ops.h"
+
+#include <memory>
+#include <span>
+#include <stop_token>
+
+namespace keepsight {
+
+// What an observer of a forward pass sees of one layer, right after its attention. H heads, S new queries, C capacity, D head_dim.
+struct LayerView {
+    LayerIndex layer;
+    const ModelConfig& config;
+    const CacheLayer& entries;        // with the new tokens appended
+    at::Tensor queries;               // [queryHeads, S, headDim] newest S tokens, after RoPE
+    at::Tensor queryPositions;        // [S] int32
+    at::Tensor keys;                  // [kvHeads, C, headDim] as attended to: after RoPE in either mode
+    double scale = 1.0;               // of the logits: 1/√D
+    at::Tensor rows;                  // [queryHeads, R, C] weights of the last R queries, if they were collected
+
+    // Weights of the last `count` queries over the held entries, [queryHeads, count, C] fp32: collected ones, else recomputed from queries.
+    at::Tensor lastRows(std::int64_t count) const;
+};
+
+class LayerObserver {
+public:
+    virtual ~LayerObserver() = default;
+    // Statistics this layer's attention is to collect, filled before afterAttention; nullptr: none.
+    // Called after the new entries were appended, so that statistics can be sized to the capacity.
+    virtual ops::AttentionStats* wanted(LayerIndex, KvCache&, std::int64_t /*newTokens*/) { return nullptr; }
+    virtual void afterAttention(const LayerView&, KvCache&) {}
+};
+
+enum class LogitRows { none, last, all };
+
+// Thrown out of forward() when the stop token fires; jobs turn it into Outcome::cancelled.
+struct Cancelled {};
+
+class Model {
+public:
+    virtual ~Model() = default;
+    virtual const ModelConfig& config() const = 0;
+    virtual at::ScalarType dtype() const = 0;
+    virtual at::Device device() const = 0;
+    virtual const at::Tensor& inverseFrequencies() const = 0; // [headDim/2] fp32
+    // Appends ids at positions first, first+1, … to the cache and returns fp32 logits [S or 1, vocab] (undefined for none).
+    // The stop token is looked at before every layer.
+    virtual at::Tensor forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows,
+                               std::stop_token stop = {}) const = 0;
+
+    // `file` must outlive the model: weights may be used where they are mapped.
+    static std::unique_ptr<Model> make(std::shared_ptr<const WeightFile> file, at::ScalarType dtype, at::Device device);
+};
+
+// Inverse RoPE frequencies as Hugging Face computes them, fp32 [headDim/2], with llama-3 or linear scaling and GGUF's factors.
+at::Tensor ropeInverseFrequencies(const ModelConfig& config);
+
+// engine/model/models.def: the one line of an architecture.
+std::unique_ptr<Model> makeLlama(std::shared_ptr<const WeightFile> file, at::ScalarType dtype, at::Device device);
+
+} // namespace keepsight

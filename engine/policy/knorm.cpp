@@ -1,0 +1,53 @@
+// knorm: the L2 norm of a key tells how much attention it will receive; the lower the more.
+//
+// Paper: "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", arXiv:2406.11430. score[h, t] = −‖k[h, t]‖₂, each KV
+// head for itself; RoPE is a rotation and leaves the norm as it is. Nothing is protected, as in the paper and kvpress.
+// keep = high is TokenSkipping's reverse reading.
+#include "engine/policy/policy.h"
+
+#include <ATen/ATen.h>
+
+namespace keepsight {
+namespace {
+
+class KNorm final : public Policy {
+public:
+    KNorm(const PolicyInfo& info, const PolicySpec& spec) : Policy(spec) {
+        const Params params(info, spec);
+        m_low = params.choice("keep") == "low";
+        m_skipLayers = params.integer("skip_layers");
+        m_schedule = scheduleOf(params.choice("timing"));
+        m_rope = ropeModeOf(params.choice("rope"));
+    }
+    Schedule schedule() const override { return m_schedule; }
+    RopeMode rope() const override { return m_rope; }
+    bool skips(LayerIndex layer) const override { return layer.value < m_skipLayers; }
+    at::Tensor score(const LayerView& view, const Plan&, const at::Tensor&) const override {
+        const at::Tensor norm = view.entries.keys.to(at::kFloat).norm(2, -1); // [kvHeads, C]
+        return m_low ? -norm : norm;
+    }
+
+private:
+    bool m_low = true;
+    int m_skipLayers = 0;
+    Schedule m_schedule;
+    RopeMode m_rope = RopeMode::original;
+};
+
+} // namespace
+
+PolicyEntry knorm_policy();
+PolicyEntry knorm_policy() {
+    PolicyInfo info{"knorm",
+                    {"prune", "l2norm"},
+                    PolicyKind::evict,
+                    "Keeps the keys with the smallest L2 norm, without looking at attention.",
+                    "L2 norm strategy, arXiv:2406.11430",
+                    {{"keep", ParamInfo::Type::choice, "low", 0, 0, {"low", "high"}, "", "Which norms stay: low (the paper) or high (TokenSkipping's reading)."},
+                     {"skip_layers", ParamInfo::Type::integer, "0", 0, 1024, {}, "layers", "First layers left uncompressed (the paper's code: 2)."},
+                     timingParam("prefill_end"),
+                     ropeParam("original")}};
+    return {info, [](const PolicyInfo& i, const PolicySpec& spec) -> std::unique_ptr<const Policy> { return std::make_unique<KNorm>(i, spec); }};
+}
+
+} // namespace keepsight

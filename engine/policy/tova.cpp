@@ -1,0 +1,45 @@
+// tova: drops what the newest query attends to least.
+//
+// Paper: TOVA, arXiv:2401.06104. a[t] = mean over all query heads of A[h, last, t]: one set for all heads of a layer. Memoryless:
+// the scores are replaced at every step, never summed. The newest token always stays (the original lets it compete; kvpress forces it).
+#include "engine/policy/policy.h"
+
+#include <ATen/ATen.h>
+
+namespace keepsight {
+namespace {
+
+class Tova final : public Policy {
+public:
+    Tova(const PolicyInfo& info, const PolicySpec& spec) : Policy(spec) {
+        const Params params(info, spec);
+        m_schedule = scheduleOf(params.choice("timing"));
+        m_rope = ropeModeOf(params.choice("rope"));
+    }
+    Needs needs(std::int64_t) const override { return {.lastRows = 1, .decodeRows = m_schedule.everySteps > 0}; }
+    Schedule schedule() const override { return m_schedule; }
+    RopeMode rope() const override { return m_rope; }
+    Plan plan(std::int64_t, int budget) const override { return {.keep = budget, .protect = {.sinks = 0, .recent = 1}, .window = 1, .notice = {}}; }
+    at::Tensor score(const LayerView& view, const Plan&, const at::Tensor&) const override {
+        return view.lastRows(1).squeeze(1).mean(0, true).expand({view.config.kvHeads, -1}).contiguous(); // [kvHeads, C]
+    }
+
+private:
+    Schedule m_schedule;
+    RopeMode m_rope = RopeMode::original;
+};
+
+} // namespace
+
+PolicyEntry tova_policy();
+PolicyEntry tova_policy() {
+    PolicyInfo info{"tova",
+                    {},
+                    PolicyKind::evict,
+                    "Drops the token that the newest query attends to least.",
+                    "TOVA, arXiv:2401.06104",
+                    {timingParam("each_step"), ropeParam("original")}};
+    return {info, [](const PolicyInfo& i, const PolicySpec& spec) -> std::unique_ptr<const Policy> { return std::make_unique<Tova>(i, spec); }};
+}
+
+} // namespace keepsight

@@ -1,0 +1,61 @@
+// One lane: a policy acting on its own copy of a prefilled cache. The loop a newcomer reads first is Branch::afterAttention.
+#pragma once
+
+#include "engine/session/snapshot.h"
+
+namespace keepsight {
+
+struct BranchOptions {
+    std::int64_t headroom = 64;   // tokens that will be appended
+    int mapBin = 0, mapRows = 0, mapCols = 0; // attention maps of the rows after the prefill; mapBin 0: none
+    bool recordEvictions = true;
+};
+
+class Branch final : private LayerObserver {
+public:
+    // Scores, selects and copies what `policy` keeps of the prefill. Throws EngineError.
+    Branch(const Model& model, std::shared_ptr<const Snapshot> snapshot, std::shared_ptr<const Policy> policy, const BranchOptions& options);
+    Branch(const Branch&) = delete;
+
+    struct Eviction {
+        LayerIndex layer;
+        HeadIndex head;
+        std::vector<Position> positions; // ascending
+    };
+    // Since the last call; first the ones after the prefill.
+    std::vector<Eviction> takeEvictions() { return std::exchange(m_evictions, {}); }
+
+    // Feeds ids behind all tokens seen; with `evict` the policy's schedule applies after each layer's attention.
+    // Logits fp32 [rows, vocab] on the CPU. Throws Cancelled: the branch is then unusable.
+    at::Tensor feed(std::span<const TokenId> ids, LogitRows rows, bool evict, std::stop_token stop);
+
+    const KvCache& cache() const { return m_cache; }
+    const Policy& policy() const { return *m_policy; }
+    Position seen() const { return m_seen; }
+    const std::string& notice() const { return m_notice; }
+    bool keptEverything() const { return m_keptEverything; }
+    double selectMilliseconds() const { return m_selectMilliseconds; }       // of the constructor
+    double policyMilliseconds() const { return m_policyMilliseconds; }       // of the last feed
+    const at::Tensor& map(LayerIndex layer) const { return m_maps[static_cast<std::size_t>(layer.value)]; } // [kvHeads, rows, cols] sums
+
+private:
+    ops::AttentionStats* wanted(LayerIndex layer, KvCache& cache, std::int64_t newTokens) override;
+    void afterAttention(const LayerView& view, KvCache& cache) override;
+
+    const Model& m_model;
+    std::shared_ptr<const Snapshot> m_snapshot;
+    std::shared_ptr<const Policy> m_policy;
+    BranchOptions m_options;
+    KvCache m_cache;
+    Needs m_needs;
+    Position m_seen = 0;
+    std::int64_t m_steps = 0;     // feeds with eviction
+    bool m_evict = false, m_keptEverything = true;
+    std::string m_notice;
+    double m_selectMilliseconds = 0, m_policyMilliseconds = 0;
+    std::vector<Eviction> m_evictions;
+    std::vector<at::Tensor> m_maps;
+    ops::AttentionStats m_stats;
+};
+
+} // namespace keepsight

@@ -1,0 +1,78 @@
+// Prefill once, branch many: the uncompressed cache after a prompt with everything that scorers asked for, shared and immutable.
+#pragma once
+
+#include "engine/data/trace.h"
+#include "engine/policy/policy.h"
+#include "engine/policy/select.h"
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <stop_token>
+#include <vector>
+
+namespace keepsight {
+
+struct PrefillOptions {
+    int lastRows = 0;          // query vectors kept of that many last tokens
+    bool columnSums = false;
+    int mapBin = 0;            // tokens per bin of the attention maps; 0: none
+    std::int64_t reserve = 0;  // entries per head to make room for; at least the prompt
+};
+
+// What several policies need together, for a prompt of that length.
+PrefillOptions prefillOptionsFor(std::span<const std::shared_ptr<const Policy>> policies, std::int64_t promptTokens);
+
+class Snapshot {
+public:
+    static constexpr std::int64_t Block = 512; // tokens per forward pass: bounds memory and the time between two looks at the stop token
+
+    // Throws Cancelled, EngineError. onTokens(done) after each block.
+    static std::shared_ptr<const Snapshot> prefill(const Model& model, std::span<const TokenId> ids, const PrefillOptions& options, std::stop_token stop,
+                                                   const std::function<void(std::int64_t)>& onTokens = {});
+
+    std::int64_t length() const { return m_length; }
+    const PrefillOptions& options() const { return m_options; }
+    const KvCache& cache() const { return m_cache; }
+    const at::Tensor& lastLogits() const { return m_lastLogits; } // [vocab] fp32, on the CPU
+    double milliseconds() const { return m_milliseconds; }
+    LayerView view(LayerIndex layer) const;
+    const at::Tensor& map(LayerIndex layer) const { return m_maps[static_cast<std::size_t>(layer.value)]; } // [kvHeads, rows, cols] sums; undefined: none
+    const at::Tensor& inverseFrequencies() const { return m_inverse; }
+
+    // What `policy` keeps right after this prefill. Scores are computed once per policy and reused for every budget. Thread-safe.
+    struct Choice {
+        std::vector<Selection> selections;   // per layer
+        std::vector<at::Tensor> statistics;  // per layer, as Policy::statistic; undefined: none
+        std::string notice;
+        bool everything = true;              // nothing is dropped
+    };
+    Choice choose(const Policy& policy) const;
+    // False if this prefill did not collect what the policy needs.
+    bool serves(const Policy& policy) const;
+
+private:
+    explicit Snapshot(KvCache cache) : m_cache(std::move(cache)) {}
+    struct Scored {
+        std::vector<at::Tensor> scores, statistics; // per layer
+    };
+    std::shared_ptr<const Scored> scored(const Policy& policy, const Plan& plan) const;
+
+    KvCache m_cache;
+    const ModelConfig* m_config = nullptr;
+    PrefillOptions m_options;
+    std::int64_t m_length = 0;
+    double m_milliseconds = 0;
+    at::Tensor m_lastLogits, m_inverse, m_queryPositions;
+    std::vector<at::Tensor> m_queries;    // per layer [queryHeads, lastRows, headDim]
+    std::vector<at::Tensor> m_columnSums; // per layer [queryHeads, C]
+    std::vector<at::Tensor> m_maps;
+    mutable std::mutex m_mutex;
+    mutable std::map<std::string, std::shared_ptr<const Scored>> m_scored;
+
+    friend class PrefillObserver;
+};
+
+} // namespace keepsight
