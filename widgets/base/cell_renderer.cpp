@@ -212,6 +212,7 @@ void paintVectorCells(QPainter& painter, const QRectF& target, const CellGrid& g
     }
     painter.save();
     painter.setRenderHint(QPainter::Antialiasing, false);
+    painter.fillRect(target, QColor::fromRgb(style.background));
     for (const auto& [rect, code] : hatched) {
         const bool evicted = code == Evicted;
         paintHatch(painter, rect, evicted ? style.evicted : style.missing, evicted ? style.evictedLine : style.missingLine, evicted);

@@ -4,6 +4,7 @@
 
 #include <QContextMenuEvent>
 #include <QHelpEvent>
+#include <QKeyEvent>
 #include <QMenu>
 #include <QPaintEvent>
 #include <QToolTip>
@@ -41,8 +42,8 @@ PictureData PlotView::table() const {
 
 void PlotView::showTable() {
     try {
-        PictureData data = table();
-        if (!data.shape.empty()) showPictureTable(std::move(data), this)->show();
+        PictureData numbers = table();
+        if (!numbers.shape.empty()) showPictureTable(std::move(numbers), this)->show();
     } catch (const std::exception& error) {
         QToolTip::showText(mapToGlobal(rect().center()), QString::fromUtf8(error.what()), this);
     }
@@ -143,6 +144,45 @@ void PlotView::contextMenuEvent(QContextMenuEvent* event) {
     menu.exec(event->globalPos());
 }
 
+void PlotView::keyPressEvent(QKeyEvent* event) {
+    if (!m_focusModel || !m_trace || event->modifiers() & (Qt::ControlModifier | Qt::AltModifier)) return TraceView::keyPressEvent(event);
+    Focus f = focus();
+    const Focus before = f;
+    Position last = static_cast<Position>(m_trace->tokens.size()) - 1;
+    if (!m_trace->lanes.empty()) last = std::max(last, m_trace->lanes[static_cast<std::size_t>(f.lane.value)].retention.positions() - 1);
+    switch (event->key()) {
+    case Qt::Key_Up:
+        --f.layer.value;
+        break;
+    case Qt::Key_Down:
+        ++f.layer.value;
+        break;
+    case Qt::Key_PageUp:
+        --f.head.value;
+        break;
+    case Qt::Key_PageDown:
+        ++f.head.value;
+        break;
+    case Qt::Key_Left:
+        f.position = std::max(0, f.position - 1);
+        break;
+    case Qt::Key_Right:
+        f.position = std::min(last, f.position + 1);
+        break;
+    case Qt::Key_Home:
+        f.position = 0;
+        break;
+    case Qt::Key_End:
+        f.position = last;
+        break;
+    default:
+        return TraceView::keyPressEvent(event);
+    }
+    f = clampFocus(f, m_trace.get());
+    if (f != before) m_focusModel->set(f);
+    event->accept();
+}
+
 void PlotView::focusInEvent(QFocusEvent*) { update(); }
 void PlotView::focusOutEvent(QFocusEvent*) { update(); }
 
@@ -150,6 +190,15 @@ void PlotView::setPlotMargins(const QMargins& margins) {
     if (margins == m_margins) return;
     m_margins = margins;
     invalidate();
+}
+
+QString laneTitle(const Lane& lane) {
+    QStringList parts{QString::fromStdString(lane.label), QString::fromStdString(lane.policy.text())};
+    if (lane.policy.budget.kind == Budget::Kind::tokens)
+        parts << PlotView::tr("%Ln token(s) kept", nullptr, lane.policy.budget.tokens);
+    else if (lane.policy.budget.compressionRatio > 0)
+        parts << PlotView::tr("%1 % removed").arg(QString::number(lane.policy.budget.compressionRatio * 100, 'g', 4));
+    return parts.join(QStringLiteral(" · "));
 }
 
 Focus clampFocus(Focus focus, const Trace* trace) {

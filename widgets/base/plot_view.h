@@ -46,6 +46,7 @@ protected:
     void showEvent(QShowEvent* event) override;
     void changeEvent(QEvent* event) override;
     void contextMenuEvent(QContextMenuEvent* event) override;
+    void keyPressEvent(QKeyEvent* event) override; // arrows: layer and token, PgUp/PgDn: head, Home/End: first and last token
     void focusInEvent(QFocusEvent* event) override;
     void focusOutEvent(QFocusEvent* event) override;
     QRectF plotArea() const { return m_area; }
@@ -61,6 +62,8 @@ private:
     bool m_stale = true;
 };
 
+// "B · snapkv:window=8 · 50 % removed".
+QString laneTitle(const Lane& lane);
 Focus clampFocus(Focus focus, const Trace* trace);
 QString tokenText(const Trace& trace, LaneIndex lane, Position position); // quoted, white space made visible; "" if unknown
 
