@@ -1,0 +1,180 @@
+#include "app/gui/setup_panel.h"
+
+#include "app/gui/theme.h"
+#include "engine/engine.h"
+
+#include <QApplication>
+#include <QClipboard>
+#include <QComboBox>
+#include <QFileDialog>
+#include <QFileInfo>
+#include <QFontDatabase>
+#include <QHBoxLayout>
+#include <QLabel>
+#include <QMenu>
+#include <QPlainTextEdit>
+#include <QScrollArea>
+#include <QToolButton>
+#include <QVBoxLayout>
+
+namespace keepsight {
+
+namespace {
+
+QLabel* heading(const QString& text, QWidget* buddy = nullptr) {
+    auto* label = new QLabel(text);
+    label->setProperty("role", "heading");
+    if (buddy) label->setBuddy(buddy);
+    return label;
+}
+
+QString modelTitle(const QString& path) {
+    const QFileInfo file(path);
+    return file.suffix() == "gguf" ? file.completeBaseName() : file.fileName();
+}
+
+} // namespace
+
+SetupPanel::SetupPanel(QWidget* parent)
+    : QWidget(parent), m_models(new QComboBox), m_prompt(new PromptPanel), m_lanes(new LanePanel(Engine::policies())), m_settings(new RunSettings),
+      m_command(new QPlainTextEdit), m_copy(new QToolButton) {
+    m_models->setObjectName("models");
+    m_models->setAccessibleName(tr("Model"));
+    m_models->setSizeAdjustPolicy(QComboBox::AdjustToMinimumContentsLengthWithIcon);
+    m_models->setMinimumContentsLength(8);
+    m_models->setPlaceholderText(tr("Choose a model"));
+    auto* open = new QToolButton;
+    open->setIcon(themedIcon("open"));
+    open->setToolTip(tr("Open a model: a .gguf file or a Hugging Face directory"));
+    open->setAccessibleName(tr("Open a model"));
+    open->setPopupMode(QToolButton::InstantPopup);
+    auto* menu = new QMenu(open);
+    menu->addAction(tr("GGUF file…"), this, [this] { chooseModelFile(false); });
+    menu->addAction(tr("Hugging Face directory…"), this, [this] { chooseModelFile(true); });
+    open->setMenu(menu);
+    open->setStyleSheet("QToolButton::menu-indicator { image: none; }");
+    connect(m_models, &QComboBox::activated, this, [this](int index) { Q_EMIT modelChosen(m_models->itemData(index).toString()); });
+
+    m_command->setReadOnly(true);
+    m_command->setAccessibleName(tr("Command line of this run"));
+    m_command->setFont(QFontDatabase::systemFont(QFontDatabase::FixedFont));
+    m_command->setTabChangesFocus(true);
+    m_command->setWordWrapMode(QTextOption::WrapAtWordBoundaryOrAnywhere);
+    m_command->setFixedHeight(78);
+    m_command->document()->setDocumentMargin(3);
+    QFont small = m_command->font();
+    small.setPointSizeF(QApplication::font().pointSizeF() * 0.85);
+    m_command->setFont(small);
+    m_copy->setIcon(themedIcon("copy"));
+    m_copy->setAutoRaise(true);
+    m_copy->setToolTip(tr("Copy the command line"));
+    m_copy->setAccessibleName(tr("Copy the command line"));
+    connect(m_copy, &QToolButton::clicked, this, [this] { QApplication::clipboard()->setText(m_command->toPlainText()); });
+
+    auto* body = new QWidget;
+    auto* column = new QVBoxLayout(body);
+    column->setContentsMargins(8, 6, 8, 6);
+    column->setSpacing(4);
+    auto* modelRow = new QHBoxLayout;
+    modelRow->addWidget(m_models, 1);
+    modelRow->addWidget(open);
+    column->addWidget(heading(tr("Model"), m_models));
+    column->addLayout(modelRow);
+    column->addSpacing(2);
+    column->addWidget(heading(tr("Text")));
+    column->addWidget(m_prompt);
+    column->addSpacing(2);
+    column->addWidget(heading(tr("Lanes")));
+    column->addWidget(m_lanes);
+    column->addSpacing(2);
+    column->addWidget(m_settings);
+    auto* commandRow = new QHBoxLayout;
+    commandRow->addWidget(heading(tr("Command line"), m_command), 1);
+    commandRow->addWidget(m_copy);
+    column->addLayout(commandRow);
+    column->addWidget(m_command);
+    column->addStretch(1);
+
+    auto* scroll = new QScrollArea;
+    scroll->setWidgetResizable(true);
+    scroll->setFrameShape(QFrame::NoFrame);
+    scroll->setHorizontalScrollBarPolicy(Qt::ScrollBarAlwaysOff);
+    scroll->setWidget(body);
+    auto* outer = new QVBoxLayout(this);
+    outer->setContentsMargins(0, 0, 0, 0);
+    outer->addWidget(scroll);
+
+    connect(m_prompt, &PromptPanel::changed, this, &SetupPanel::edited);
+    connect(m_prompt, &PromptPanel::failed, this, &SetupPanel::failed);
+    connect(m_settings, &RunSettings::changed, this, &SetupPanel::edited);
+}
+
+Job SetupPanel::job(RunKind kind) const {
+    Job job;
+    job.kind = kind;
+    job.prompt = m_prompt->prompt();
+    job.lanes = m_lanes->lanes();
+    job.score.prefixRatio = m_prompt->prefixRatio();
+    m_settings->apply(job);
+    if (kind == RunKind::ppl) {
+        std::vector<LaneSpec> crossed;
+        for (const LaneSpec& lane : m_lanes->lanes()) {
+            if (lane.policy.id == "full") {
+                crossed.push_back(lane);
+                continue;
+            }
+            for (const double ratio : m_settings->suiteRatios()) {
+                LaneSpec row = lane;
+                row.policy.budget = Budget::removed(ratio);
+                crossed.push_back(row);
+            }
+        }
+        for (std::size_t i = 0; i < crossed.size(); ++i)
+            crossed[i].label = i < 26 ? std::string(1, char('A' + i)) : "L" + std::to_string(i);
+        job.lanes = std::move(crossed);
+    }
+    job.commandLine = commandLineOf(job, m_model.toStdString(), m_prompt->textFile().toStdString());
+    return job;
+}
+
+void SetupPanel::setJob(const Job& job) {
+    if (!job.prompt.text.empty() || job.prompt.ids) m_prompt->setPrompt(job.prompt);
+    m_prompt->setPrefixRatio(job.score.prefixRatio);
+    if (job.kind != RunKind::ppl && !job.lanes.empty()) m_lanes->setLanes(job.lanes);
+    m_settings->show(job);
+    showCommandLine(job.kind);
+}
+
+void SetupPanel::setModels(const QStringList& recent, const QString& current) {
+    m_model = current;
+    m_models->clear();
+    QStringList all = recent;
+    if (!current.isEmpty() && !all.contains(current)) all.prepend(current);
+    for (const QString& path : all) {
+        m_models->addItem(modelTitle(path), path);
+        m_models->setItemData(m_models->count() - 1, path, Qt::ToolTipRole);
+    }
+    m_models->setCurrentIndex(static_cast<int>(all.indexOf(current)));
+    m_models->setToolTip(current);
+}
+
+void SetupPanel::showCommandLine(RunKind kind) {
+    QString text;
+    try {
+        text = QString::fromStdString(job(kind).commandLine);
+    } catch (const std::exception& e) {
+        text = QString::fromUtf8(e.what());
+    }
+    if (text != m_command->toPlainText()) m_command->setPlainText(text);
+}
+
+void SetupPanel::chooseModelFile(bool directory) {
+    Settings settings;
+    const QString path = directory ? QFileDialog::getExistingDirectory(this, tr("Open a model directory"), settings.lastFolder())
+                                   : QFileDialog::getOpenFileName(this, tr("Open a model"), settings.lastFolder(), tr("GGUF models (*.gguf);;All files (*)"));
+    if (path.isEmpty()) return;
+    settings.setLastFolder(QFileInfo(path).absolutePath());
+    Q_EMIT modelChosen(path);
+}
+
+} // namespace keepsight

@@ -1,0 +1,90 @@
+#include "app/gui/view_dock.h"
+
+#include "app/gui/theme.h"
+
+#include <QFrame>
+#include <QHBoxLayout>
+#include <QLabel>
+#include <QPainter>
+#include <QToolButton>
+#include <QVBoxLayout>
+
+namespace keepsight {
+
+DockHeader::DockHeader(QWidget* parent) : QWidget(parent), m_titleLabel(new QLabel), m_detailLabel(new QLabel) {
+    auto* row = new QHBoxLayout(this);
+    row->setContentsMargins(8, 2, 4, 2);
+    row->setSpacing(6);
+    m_titleLabel->setProperty("role", "heading");
+    m_detailLabel->setProperty("role", "quiet");
+    m_detailLabel->setMinimumWidth(1);
+    m_detailLabel->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
+    for (auto* label : {m_titleLabel, m_detailLabel}) {
+        label->setTextFormat(Qt::PlainText);
+        label->setAttribute(Qt::WA_TransparentForMouseEvents); // the dock is dragged by its header
+    }
+    row->addWidget(m_titleLabel);
+    row->addWidget(m_detailLabel, 1);
+    setFixedHeight(std::max(24, fontMetrics().height() + 9));
+}
+
+void DockHeader::setTitle(const QString& title, const QString& detail) {
+    if (m_title == title && m_detail == detail) return;
+    m_title = title;
+    m_detail = detail;
+    m_titleLabel->setText(title);
+    showText();
+}
+
+void DockHeader::addButton(QWidget* button) { layout()->addWidget(button); }
+
+void DockHeader::paintEvent(QPaintEvent*) {
+    QPainter painter(this);
+    painter.setPen(palette().color(QPalette::Mid));
+    painter.setBrush(palette().color(QPalette::Midlight));
+    painter.drawRect(rect().adjusted(0, 0, -1, -1));
+}
+
+void DockHeader::resizeEvent(QResizeEvent* event) {
+    QWidget::resizeEvent(event);
+    showText();
+}
+
+void DockHeader::showText() {
+    m_detailLabel->setText(m_detailLabel->fontMetrics().elidedText(m_detail, Qt::ElideRight, m_detailLabel->width()));
+    setToolTip(m_detail);
+}
+
+ViewDock::ViewDock(const QString& id, const QString& title, TraceView* view, QWidget* parent)
+    : QDockWidget(title, parent), m_id(id), m_view(view), m_header(new DockHeader(this)), m_none(new QWidget(this)) {
+    setObjectName("dock-" + id);
+    auto* frame = new QFrame;
+    frame->setObjectName("viewFrame");
+    auto* column = new QVBoxLayout(frame);
+    column->setContentsMargins(1, 0, 1, 1);
+    column->addWidget(view);
+    setWidget(frame);
+    view->setAccessibleName(title);
+    auto* button = new QToolButton;
+    button->setIcon(themedIcon("export"));
+    button->setIconSize({14, 14});
+    button->setAutoRaise(true);
+    button->setToolTip(tr("Export this figure"));
+    button->setAccessibleName(tr("Export %1").arg(title));
+    connect(button, &QToolButton::clicked, this, [this] { Q_EMIT exportRequested(this); });
+    m_header->addButton(button);
+    m_header->setTitle(title, {});
+    m_none->setFixedHeight(0);
+    setTitleBarWidget(m_header);
+}
+
+void ViewDock::setDetail(const QString& detail) { m_header->setTitle(windowTitle(), detail); }
+
+void ViewDock::setTabbed(bool tabbed) {
+    QWidget* wanted = tabbed ? m_none : m_header;
+    if (titleBarWidget() == wanted) return;
+    setTitleBarWidget(wanted);
+    m_header->setVisible(!tabbed);
+}
+
+} // namespace keepsight
