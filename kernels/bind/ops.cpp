@@ -1,1 +1,211 @@
-// being written
+// Schemas, argument checks and the calls through the dispatcher.
+#include "kernels/bind/ops.h"
+
+#include "kernels/bind/checks.h"
+#include "kernels/bind/implementations.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+TORCH_LIBRARY(keepsight, m) {
+    keepsight::ops::defineOperators(m);
+    keepsight::ops::registerCpu(m);
+    keepsight::ops::registerComposite(m);
+}
+
+namespace keepsight::ops {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> handle(const char* name) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// The parts attention and attention_rows share. Returns the number of KV heads.
+void checkEntries(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
+                  const at::Tensor& queryPositions) {
+    checkShape(op, "queries", q, {Any, Any, Any});
+    checkFloat(op, "queries", q);
+    checkShape(op, "keys", k, {Any, Any, q.size(2)});
+    checkType(op, "keys", k, q.scalar_type());
+    const int64_t heads = k.size(0);
+    if (heads == 0 || q.size(0) == 0 || q.size(0) % heads != 0)
+        refuse(op, "query heads", "a positive multiple of the " + std::to_string(heads) + " KV heads", std::to_string(q.size(0)));
+    if (q.size(2) == 0) refuse(op, "head size", "positive", "0");
+    checkShape(op, "positions", positions, {heads, k.size(1)});
+    checkShape(op, "lengths", lengths, {heads});
+    checkShape(op, "query positions", queryPositions, {q.size(1)});
+    for (const at::Tensor* t : {&positions, &lengths, &queryPositions}) {
+        checkType(op, "positions and lengths", *t, at::kInt);
+        checkSameDevice(op, "positions and lengths", *t, q);
+    }
+    checkSameDevice(op, "keys", k, q);
+}
+
+void checkStatistic(const char* name, const at::Tensor& tensor, const at::Tensor& q) {
+    checkType("attention", name, tensor, at::kFloat);
+    checkSameDevice("attention", name, tensor, q);
+    if (!tensor.is_contiguous()) refuse("attention", name, "dense in memory", "strides " + shapeText(tensor.strides()));
+}
+
+void checkIndex(const char* op, const at::Tensor& x, const at::Tensor& index, const at::Tensor& counts) {
+    if (!x.defined() || x.dim() < 2) refuse(op, "entries", "[heads, capacity, ...]", x.defined() ? shapeText(x.sizes()) : "no tensor");
+    checkShape(op, "index", index, {x.size(0), Any});
+    checkShape(op, "counts", counts, {x.size(0)});
+    checkType(op, "index", index, at::kInt);
+    checkType(op, "counts", counts, at::kInt);
+    checkSameDevice(op, "index", index, x);
+    checkSameDevice(op, "counts", counts, x);
+}
+
+} // namespace
+
+void defineOperators(torch::Library& m) {
+    m.def("linear(Tensor x, Tensor packed, int weight_type, int in_features, Tensor? bias) -> Tensor");
+    m.def("embedding(Tensor ids, Tensor packed, int weight_type, int in_features, ScalarType dtype) -> Tensor");
+    m.def("dequantize(Tensor packed, int weight_type, int in_features, ScalarType dtype) -> Tensor");
+    m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
+    m.def("silu_mul(Tensor gate_up) -> Tensor");
+    m.def("rope(Tensor x, Tensor positions, Tensor inverse_frequencies, float sign) -> Tensor");
+    m.def("attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor lengths, Tensor query_positions, float scale, "
+          "Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, int row_bin, int col_bin) -> Tensor");
+    m.def("attention_rows(Tensor queries, Tensor k, Tensor positions, Tensor lengths, Tensor query_positions, float scale) -> Tensor");
+    m.def("gather_entries(Tensor src, Tensor index, Tensor counts, int capacity) -> Tensor");
+    m.def("compact_entries(Tensor(a!) x, Tensor index, Tensor counts) -> ()");
+    m.def("append_entries(Tensor(a!) dst, Tensor src, Tensor lengths) -> ()");
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t inFeatures, const OptionalTensor& bias) {
+    checkStored("linear", packed, weightType, inFeatures);
+    checkShape("linear", "x", x, {Any, inFeatures});
+    checkFloat("linear", "x", x);
+    checkSameDevice("linear", "packed weights", packed, x);
+    const bool hasBias = bias && bias->defined();
+    if (hasBias) {
+        checkShape("linear", "bias", *bias, {packed.size(0)});
+        checkSameDevice("linear", "bias", *bias, x);
+    }
+    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t, const OptionalTensor&)>("keepsight::linear");
+    return op.call(x, packed, weightType, inFeatures, hasBias ? bias : OptionalTensor());
+}
+
+at::Tensor embedding(const at::Tensor& ids, const at::Tensor& packed, int64_t weightType, int64_t inFeatures, at::ScalarType dtype) {
+    checkStored("embedding", packed, weightType, inFeatures);
+    checkShape("embedding", "ids", ids, {Any});
+    checkType("embedding", "ids", ids, at::kLong);
+    checkSameDevice("embedding", "ids", ids, packed);
+    if (!at::isFloatingType(dtype)) refuse("embedding", "dtype", "a floating-point type", c10::toString(dtype));
+    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t, at::ScalarType)>("keepsight::embedding");
+    return op.call(ids, packed, weightType, inFeatures, dtype);
+}
+
+at::Tensor dequantize(const at::Tensor& packed, int64_t weightType, int64_t inFeatures, at::ScalarType dtype) {
+    checkStored("dequantize", packed, weightType, inFeatures);
+    if (!at::isFloatingType(dtype)) refuse("dequantize", "dtype", "a floating-point type", c10::toString(dtype));
+    static const auto op = handle<at::Tensor(const at::Tensor&, int64_t, int64_t, at::ScalarType)>("keepsight::dequantize");
+    return op.call(packed, weightType, inFeatures, dtype);
+}
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+    if (!x.defined() || x.dim() < 1) refuse("rms_norm", "x", "[rows, width]", "no such tensor");
+    checkFloat("rms_norm", "x", x);
+    checkShape("rms_norm", "weight", weight, {x.size(-1)});
+    checkSameDevice("rms_norm", "weight", weight, x);
+    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, double)>("keepsight::rms_norm");
+    return op.call(x, weight, eps);
+}
+
+at::Tensor silu_mul(const at::Tensor& gateUp) {
+    checkShape("silu_mul", "gate and up", gateUp, {Any, Any});
+    checkFloat("silu_mul", "gate and up", gateUp);
+    if (gateUp.size(1) % 2 != 0) refuse("silu_mul", "row length", "even", std::to_string(gateUp.size(1)));
+    static const auto op = handle<at::Tensor(const at::Tensor&)>("keepsight::silu_mul");
+    return op.call(gateUp);
+}
+
+at::Tensor rope(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& inverseFrequencies, double sign) {
+    checkShape("rope", "x", x, {Any, Any, Any});
+    checkFloat("rope", "x", x);
+    if (x.size(2) % 2 != 0) refuse("rope", "head size", "even", std::to_string(x.size(2)));
+    if (positions.defined() && positions.dim() == 2) checkShape("rope", "positions", positions, {x.size(0), x.size(1)});
+    else checkShape("rope", "positions", positions, {x.size(1)});
+    checkType("rope", "positions", positions, at::kInt);
+    checkShape("rope", "inverse frequencies", inverseFrequencies, {x.size(2) / 2});
+    checkType("rope", "inverse frequencies", inverseFrequencies, at::kFloat);
+    checkSameDevice("rope", "positions", positions, x);
+    checkSameDevice("rope", "inverse frequencies", inverseFrequencies, x);
+    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>("keepsight::rope");
+    return op.call(x, positions, inverseFrequencies, sign);
+}
+
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
+                     const at::Tensor& queryPositions, double scale, AttentionStats* stats) {
+    checkEntries("attention", q, k, positions, lengths, queryPositions);
+    checkShape("attention", "values", v, {k.size(0), k.size(1), k.size(2)});
+    checkType("attention", "values", v, q.scalar_type());
+    checkSameDevice("attention", "values", v, q);
+    OptionalTensor columnSum, lastRows, map;
+    int64_t rowBegin = 0, rowBin = 1, colBin = 1;
+    if (stats && stats->columnSum.defined()) {
+        columnSum = stats->columnSum;
+        checkShape("attention", "column sums", *columnSum, {q.size(0), k.size(1)});
+        checkStatistic("column sums", *columnSum, q);
+    }
+    if (stats && stats->lastRows.defined()) {
+        lastRows = stats->lastRows;
+        checkShape("attention", "last rows", *lastRows, {q.size(0), Any, k.size(1)});
+        checkStatistic("last rows", *lastRows, q);
+        if (lastRows->size(1) > q.size(1))
+            refuse("attention", "last rows", "at most the " + std::to_string(q.size(1)) + " queries", std::to_string(lastRows->size(1)));
+    }
+    if (stats && stats->map.defined()) {
+        map = stats->map;
+        checkShape("attention", "map", *map, {Any, Any, Any});
+        if (map->size(0) != k.size(0) && map->size(0) != q.size(0))
+            refuse("attention", "map heads", std::to_string(k.size(0)) + " or " + std::to_string(q.size(0)), std::to_string(map->size(0)));
+        checkStatistic("map", *map, q);
+        rowBegin = stats->mapRowBegin, rowBin = stats->rowBin, colBin = stats->colBin;
+        if (rowBin < 1 || colBin < 1) refuse("attention", "map bins", "at least 1 token", std::to_string(std::min(rowBin, colBin)));
+    }
+    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                             double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t)>(
+        "keepsight::attention");
+    return op.call(q, k, v, positions, lengths, queryPositions, scale, columnSum, lastRows, map, rowBegin, rowBin, colBin);
+}
+
+at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
+                          const at::Tensor& queryPositions, double scale) {
+    checkEntries("attention_rows", queries, k, positions, lengths, queryPositions);
+    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
+        "keepsight::attention_rows");
+    return op.call(queries, k, positions, lengths, queryPositions, scale);
+}
+
+at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const at::Tensor& counts, int64_t capacity) {
+    checkIndex("gather_entries", src, index, counts);
+    if (capacity < 0) refuse("gather_entries", "capacity", "0 or more", std::to_string(capacity));
+    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>("keepsight::gather_entries");
+    return op.call(src, index, counts, capacity);
+}
+
+void compact_entries(at::Tensor& x, const at::Tensor& index, const at::Tensor& counts) {
+    checkIndex("compact_entries", x, index, counts);
+    static const auto op = handle<void(at::Tensor&, const at::Tensor&, const at::Tensor&)>("keepsight::compact_entries");
+    op.call(x, index, counts);
+}
+
+void append_entries(at::Tensor& dst, const at::Tensor& src, const at::Tensor& lengths) {
+    if (!dst.defined() || dst.dim() < 2) refuse("append_entries", "entries", "[heads, capacity, ...]", dst.defined() ? shapeText(dst.sizes()) : "no tensor");
+    if (!src.defined() || src.dim() != dst.dim() || src.size(0) != dst.size(0) || src.sizes().slice(2) != dst.sizes().slice(2))
+        refuse("append_entries", "new entries", "like " + shapeText(dst.sizes()) + " but for the number of entries", src.defined() ? shapeText(src.sizes()) : "no tensor");
+    checkType("append_entries", "new entries", src, dst.scalar_type());
+    checkShape("append_entries", "lengths", lengths, {dst.size(0)});
+    checkType("append_entries", "lengths", lengths, at::kInt);
+    checkSameDevice("append_entries", "new entries", src, dst);
+    checkSameDevice("append_entries", "lengths", lengths, dst);
+    static const auto op = handle<void(at::Tensor&, const at::Tensor&, const at::Tensor&)>("keepsight::append_entries");
+    op.call(dst, src, lengths);
+}
+
+} // namespace keepsight::ops

@@ -1,0 +1,284 @@
+// The operators on the CPU: tensors become pointers, sizes and strides for kernels/cpu.
+#include "kernels/bind/checks.h"
+#include "kernels/bind/implementations.h"
+#include "kernels/cpu_kernels.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/linear.h>
+#include <algorithm>
+#include <new>
+
+namespace keepsight::ops {
+namespace {
+
+constexpr int64_t DirectRows = 8;          // up to this many rows of x the weights are used as stored
+constexpr int64_t ChunkBytes = 8 << 20;    // of weights written out at a time for a matrix product: stays in the last-level cache
+
+Element elementOf(const at::Tensor& tensor) { return tensor.scalar_type() == at::kFloat ? Element::f32 : Element::bf16; }
+
+// Threads that did not start torch take its number of threads here; memory that cannot be had is said in our words.
+template <class Call>
+void onCpu(const char* op, Call&& call) {
+    at::get_num_threads();
+    try {
+        call(cpuKernels());
+    } catch (const std::bad_alloc&) {
+        throw EngineError(std::string(op) + ": not enough memory for its scratch space; use a shorter text or a smaller model.");
+    }
+}
+
+StoredMatrix matrixOf(const at::Tensor& packed, int64_t weightType, int64_t columns) {
+    return {packed.const_data_ptr<uint8_t>(), static_cast<Stored>(weightType), packed.size(0), columns, packed.size(1)};
+}
+
+at::Tensor floats(const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
+
+// oneDNN is twice as fast as torch's own fp32 product, but has no public call; its operator is looked up by name.
+at::Tensor product(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) {
+    using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, std::string_view, c10::List<std::optional<at::Scalar>>,
+                                 std::optional<std::string_view>);
+    static const auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+    if (!op || x.scalar_type() != at::kFloat) return at::linear(x, w, bias);
+    static const auto typed = op->typed<Signature>();
+    return typed.call(x, w, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
+}
+
+at::Tensor weightRows(const at::Tensor& packed, int64_t weightType, int64_t columns, int64_t first, int64_t count, at::ScalarType dtype) {
+    const auto type = static_cast<Stored>(weightType);
+    const bool asIs = (type == Stored::f32 && dtype == at::kFloat) || (type == Stored::bf16 && dtype == at::kBFloat16);
+    const uint8_t* data = packed.const_data_ptr<uint8_t>() + first * packed.size(1);
+    if (asIs && reinterpret_cast<uintptr_t>(data) % 4 == 0)
+        return at::from_blob(const_cast<uint8_t*>(data), {count, columns}, at::TensorOptions(dtype));
+    at::Tensor out = at::empty({count, columns}, dtype);
+    onCpu("linear", [&](const CpuKernels& kernels) {
+        kernels.dequantize({matrixOf(packed, weightType, columns), nullptr, first, count, out.data_ptr(), elementOf(out)});
+    });
+    return out;
+}
+
+at::Tensor linearCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t weightType, int64_t columns, const std::optional<at::Tensor>& bias) {
+    const at::Tensor x = xIn.contiguous(), packed = packedIn.contiguous();
+    const int64_t count = x.size(0), rows = packed.size(0);
+    if (count == 0 || rows == 0) return at::empty({count, rows}, x.options());
+    if (count <= DirectRows) {
+        at::Tensor y = at::empty({count, rows}, x.options()), biasFloats = bias ? floats(*bias) : at::Tensor();
+        onCpu("linear", [&](const CpuKernels& kernels) {
+            kernels.linear({matrixOf(packed, weightType, columns), x.const_data_ptr(), y.data_ptr(), elementOf(x), count,
+                            bias ? biasFloats.const_data_ptr<float>() : nullptr});
+        });
+        return y;
+    }
+    const std::optional<at::Tensor> b = bias ? std::optional<at::Tensor>(bias->to(x.scalar_type())) : std::nullopt;
+    const int64_t chunk = std::max<int64_t>(64, ChunkBytes / (columns * x.element_size()));
+    if (rows <= chunk) return product(x, weightRows(packed, weightType, columns, 0, rows, x.scalar_type()), b);
+    at::Tensor y = at::empty({count, rows}, x.options());
+    for (int64_t first = 0; first < rows; first += chunk) {
+        const int64_t n = std::min(chunk, rows - first);
+        const auto part = b ? std::optional<at::Tensor>(b->narrow(0, first, n)) : std::nullopt;
+        y.narrow(1, first, n).copy_(product(x, weightRows(packed, weightType, columns, first, n, x.scalar_type()), part));
+    }
+    return y;
+}
+
+at::Tensor decoded(const at::Tensor& packed, int64_t weightType, int64_t columns, const int64_t* ids, int64_t count, at::ScalarType dtype) {
+    const auto direct = dtype == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
+    at::Tensor out = at::empty({count, columns}, direct);
+    onCpu("dequantize", [&](const CpuKernels& kernels) {
+        kernels.dequantize({matrixOf(packed, weightType, columns), ids, 0, count, out.data_ptr(), elementOf(out)});
+    });
+    return out.to(dtype);
+}
+
+at::Tensor embeddingCpu(const at::Tensor& idsIn, const at::Tensor& packed, int64_t weightType, int64_t columns, at::ScalarType dtype) {
+    const at::Tensor ids = idsIn.contiguous();
+    const int64_t* id = ids.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < ids.numel(); ++i)
+        if (id[i] < 0 || id[i] >= packed.size(0))
+            refuse("embedding", "token id", "in 0 … " + std::to_string(packed.size(0) - 1), std::to_string(id[i]) + " at place " + std::to_string(i));
+    return decoded(packed.contiguous(), weightType, columns, id, ids.numel(), dtype);
+}
+
+at::Tensor dequantizeCpu(const at::Tensor& packed, int64_t weightType, int64_t columns, at::ScalarType dtype) {
+    return decoded(packed.contiguous(), weightType, columns, nullptr, packed.size(0), dtype);
+}
+
+at::Tensor rmsNormCpu(const at::Tensor& xIn, const at::Tensor& weight, double eps) {
+    const at::Tensor x = xIn.contiguous(), w = floats(weight);
+    at::Tensor y = at::empty(x.sizes(), x.options());
+    if (x.numel() == 0) return y;
+    onCpu("rms_norm", [&](const CpuKernels& kernels) {
+        kernels.rmsNorm({x.const_data_ptr(), w.const_data_ptr<float>(), y.data_ptr(), x.numel() / x.size(-1), x.size(-1), static_cast<float>(eps), elementOf(x)});
+    });
+    return y;
+}
+
+at::Tensor siluMulCpu(const at::Tensor& xIn) {
+    const at::Tensor x = xIn.contiguous();
+    at::Tensor y = at::empty({x.size(0), x.size(1) / 2}, x.options());
+    onCpu("silu_mul", [&](const CpuKernels& kernels) { kernels.siluMul({x.const_data_ptr(), y.data_ptr(), x.size(0), x.size(1) / 2, elementOf(x)}); });
+    return y;
+}
+
+at::Tensor rowsDense(const at::Tensor& x) { return x.stride(-1) == 1 ? x : x.contiguous(); }
+
+at::Tensor ropeCpu(const at::Tensor& xIn, const at::Tensor& positionsIn, const at::Tensor& inverseFrequencies, double sign) {
+    const at::Tensor x = rowsDense(xIn), positions = positionsIn.contiguous(), frequencies = inverseFrequencies.contiguous();
+    at::Tensor y = at::empty(x.sizes(), x.options());
+    if (x.numel() == 0) return y;
+    onCpu("rope", [&](const CpuKernels& kernels) {
+        kernels.rope({x.const_data_ptr(), x.stride(0), x.stride(1), y.data_ptr(), x.size(0), x.size(1), x.size(2), positions.const_data_ptr<int32_t>(),
+                      positions.dim() == 2 ? x.size(1) : 0, frequencies.const_data_ptr<float>(), static_cast<float>(sign), elementOf(x)});
+    });
+    return y;
+}
+
+void checkLengths(const char* op, const at::Tensor& lengths, int64_t added, int64_t capacity) {
+    const int32_t* length = lengths.const_data_ptr<int32_t>();
+    for (int64_t h = 0; h < lengths.numel(); ++h)
+        if (length[h] < 0 || length[h] + added > capacity)
+            refuse(op, "length", "in 0 … " + std::to_string(capacity - added), std::to_string(length[h]) + " at head " + std::to_string(h));
+}
+
+struct AttentionInput { // owns dense copies where a layout is not usable as it is
+    at::Tensor q, k, v, positions, lengths, queryPositions;
+    AttentionArgs args;
+    AttentionInput(const char* op, const at::Tensor& queries, const at::Tensor& keys, const at::Tensor* values, const at::Tensor& entryPositions,
+                   const at::Tensor& entryLengths, const at::Tensor& rowPositions, double scale)
+        : q(rowsDense(queries)), k(rowsDense(keys)), v(values ? rowsDense(*values) : at::Tensor()), positions(entryPositions.contiguous()),
+          lengths(entryLengths.contiguous()), queryPositions(rowPositions.contiguous()) {
+        checkLengths(op, lengths, 0, k.size(1));
+        const int32_t* p = queryPositions.const_data_ptr<int32_t>();
+        if (!std::is_sorted(p, p + queryPositions.numel())) refuse(op, "query positions", "ascending", "a smaller one after a greater one");
+        args.element = elementOf(q);
+        args.q = {q.const_data_ptr(), q.stride(0), q.stride(1)};
+        args.k = {k.const_data_ptr(), k.stride(0), k.stride(1)};
+        if (values) args.v = {v.const_data_ptr(), v.stride(0), v.stride(1)};
+        args.queryHeads = q.size(0), args.kvHeads = k.size(0), args.queries = q.size(1), args.capacity = k.size(1), args.dim = q.size(2);
+        args.positions = positions.const_data_ptr<int32_t>();
+        args.lengths = lengths.const_data_ptr<int32_t>();
+        args.queryPositions = p;
+        args.scale = static_cast<float>(scale);
+    }
+};
+
+at::Tensor attentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
+                        const at::Tensor& queryPositions, double scale, const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
+                        const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
+    AttentionInput input("attention", q, k, &v, positions, lengths, queryPositions, scale);
+    AttentionArgs& args = input.args;
+    at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options());
+    args.out = out.data_ptr();
+    if (columnSum) args.columnSum = columnSum->data_ptr<float>();
+    if (lastRows) args.lastRows = lastRows->data_ptr<float>(), args.lastCount = lastRows->size(1);
+    if (map) {
+        args.map = map->data_ptr<float>();
+        args.mapHeads = map->size(0), args.mapRows = map->size(1), args.mapColumns = map->size(2);
+        args.mapRowBegin = rowBegin, args.rowBin = rowBin, args.columnBin = colBin;
+    }
+    onCpu("attention", [&](const CpuKernels& kernels) { kernels.attention(args); });
+    return out;
+}
+
+at::Tensor attentionRowsCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths, const at::Tensor& queryPositions,
+                            double scale) {
+    AttentionInput input("attention_rows", q, k, nullptr, positions, lengths, queryPositions, scale);
+    at::Tensor out = at::empty({q.size(0), q.size(1), k.size(1)}, q.options().dtype(at::kFloat));
+    input.args.lastRows = out.data_ptr<float>();
+    input.args.lastCount = q.size(1);
+    onCpu("attention_rows", [&](const CpuKernels& kernels) { kernels.attention(input.args); });
+    return out;
+}
+
+void checkKept(const char* op, const at::Tensor& index, const at::Tensor& counts, int64_t entries, int64_t capacity) {
+    for (int64_t h = 0; h < counts.numel(); ++h) {
+        const int32_t count = counts.const_data_ptr<int32_t>()[h], *kept = index.const_data_ptr<int32_t>() + h * index.size(1);
+        const int64_t most = std::min(index.size(1), capacity);
+        if (count < 0 || count > most) refuse(op, "count", "in 0 … " + std::to_string(most), std::to_string(count) + " at head " + std::to_string(h));
+        for (int32_t i = 0; i < count; ++i)
+            if (kept[i] >= entries || kept[i] <= (i ? kept[i - 1] : -1))
+                refuse(op, "index", "ascending in 0 … " + std::to_string(entries - 1), std::to_string(kept[i]) + " at head " + std::to_string(h) + ", place " + std::to_string(i));
+    }
+}
+
+// Bytes of an entry if the rows of each head lie one behind the other, else 0.
+int64_t entryBytes(const at::Tensor& x) {
+    int64_t values = 1;
+    for (int64_t d = x.dim() - 1; d >= 2; --d) {
+        if (x.size(d) != 1 && x.stride(d) != values) return 0;
+        values *= x.size(d);
+    }
+    return x.size(1) <= 1 || x.stride(1) == values ? values * x.element_size() : 0;
+}
+
+at::Tensor entriesDense(const at::Tensor& x) { return entryBytes(x) ? x : x.contiguous(); }
+
+at::Tensor gatherEntriesCpu(const at::Tensor& srcIn, const at::Tensor& indexIn, const at::Tensor& countsIn, int64_t capacity) {
+    const at::Tensor src = entriesDense(srcIn), index = indexIn.contiguous(), counts = countsIn.contiguous();
+    checkKept("gather_entries", index, counts, src.size(1), capacity);
+    std::vector<int64_t> sizes = src.sizes().vec();
+    sizes[1] = capacity;
+    at::Tensor out = at::empty(sizes, src.options());
+    if (out.numel() == 0) return out;
+    const int64_t entry = entryBytes(out);
+    onCpu("gather_entries", [&](const CpuKernels& kernels) {
+        kernels.moveEntries({static_cast<const uint8_t*>(src.const_data_ptr()), static_cast<uint8_t*>(out.data_ptr()), src.stride(0) * src.element_size(),
+                             out.stride(0) * out.element_size(), entry, index.const_data_ptr<int32_t>(), index.size(1), counts.const_data_ptr<int32_t>(), src.size(0),
+                             capacity});
+    });
+    return out;
+}
+
+void compactEntriesCpu(at::Tensor& x, const at::Tensor& indexIn, const at::Tensor& countsIn) {
+    const at::Tensor index = indexIn.contiguous(), counts = countsIn.contiguous();
+    checkKept("compact_entries", index, counts, x.size(1), x.size(1));
+    if (x.numel() == 0) return;
+    const at::Tensor dense = entriesDense(x);
+    auto* data = static_cast<uint8_t*>(dense.data_ptr());
+    const int64_t head = dense.stride(0) * dense.element_size();
+    onCpu("compact_entries", [&](const CpuKernels& kernels) {
+        kernels.moveEntries({data, data, head, head, entryBytes(dense), index.const_data_ptr<int32_t>(), index.size(1), counts.const_data_ptr<int32_t>(), x.size(0), 0});
+    });
+    if (!dense.is_same(x)) x.copy_(dense);
+}
+
+void appendEntriesCpu(at::Tensor& dst, const at::Tensor& srcIn, const at::Tensor& lengthsIn) {
+    const at::Tensor lengths = lengthsIn.contiguous();
+    checkLengths("append_entries", lengths, srcIn.size(1), dst.size(1));
+    if (srcIn.numel() == 0) return;
+    const at::Tensor dense = entriesDense(dst);
+    int64_t values = 1;
+    bool rows = true; // each entry of src in one piece
+    for (int64_t d = srcIn.dim() - 1; d >= 2; --d) {
+        rows = rows && (srcIn.size(d) == 1 || srcIn.stride(d) == values);
+        values *= srcIn.size(d);
+    }
+    const at::Tensor src = rows ? srcIn : srcIn.contiguous();
+    const int64_t size = dst.element_size();
+    onCpu("append_entries", [&](const CpuKernels& kernels) {
+        kernels.appendEntries({static_cast<const uint8_t*>(src.const_data_ptr()), static_cast<uint8_t*>(dense.data_ptr()), src.stride(0) * size, src.stride(1) * size,
+                               dense.stride(0) * size, values * size, lengths.const_data_ptr<int32_t>(), dst.size(0), src.size(1)});
+    });
+    if (!dense.is_same(dst)) dst.copy_(dense);
+}
+
+} // namespace
+
+void registerCpu(torch::Library& library) {
+    const auto add = [&](const char* name, auto* function) { library.impl(name, torch::dispatch(c10::DispatchKey::CPU, function)); };
+    add("linear", linearCpu);
+    add("embedding", embeddingCpu);
+    add("dequantize", dequantizeCpu);
+    add("rms_norm", rmsNormCpu);
+    add("silu_mul", siluMulCpu);
+    add("rope", ropeCpu);
+    add("attention", attentionCpu);
+    add("attention_rows", attentionRowsCpu);
+    add("gather_entries", gatherEntriesCpu);
+    add("compact_entries", compactEntriesCpu);
+    add("append_entries", appendEntriesCpu);
+}
+
+} // namespace keepsight::ops

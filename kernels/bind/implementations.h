@@ -1,0 +1,14 @@
+// What the dispatcher holds behind ops.h. Arguments were checked there; only values (lengths, indices) are still to be judged.
+#pragma once
+
+#include "kernels/bind/ops.h"
+
+#include <torch/library.h>
+
+namespace keepsight::ops {
+
+void defineOperators(torch::Library& library); // the schemas
+void registerCpu(torch::Library& library);       // key CPU: kernels/cpu
+void registerComposite(torch::Library& library); // key CompositeExplicitAutograd: ATen calls, right on any device
+
+} // namespace keepsight::ops

@@ -1,0 +1,33 @@
+#include "kernels/bind/ops.h"
+
+#include <dlfcn.h>
+#include <filesystem>
+#include <mutex>
+
+namespace keepsight::ops {
+namespace {
+
+std::string tryLoad() { // why not; empty: loaded
+    if (!dlopen("libcuda.so.1", RTLD_LAZY | RTLD_GLOBAL)) return "no NVIDIA driver: libcuda.so.1 could not be loaded";
+    std::error_code error;
+    const auto program = std::filesystem::read_symlink("/proc/self/exe", error);
+    const auto library = program.parent_path() / "libkeepsight_cuda.so";
+    if (error || !std::filesystem::exists(library, error)) return "no CUDA plug-in: " + library.string() + " was not built";
+    if (!dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL)) {
+        const char* reason = dlerror();
+        return "the CUDA plug-in does not load: " + std::string(reason ? reason : library.c_str());
+    }
+    return {};
+}
+
+} // namespace
+
+bool loadCuda(std::string* why) {
+    static std::once_flag once;
+    static std::string reason;
+    std::call_once(once, [] { reason = tryLoad(); });
+    if (why) *why = reason;
+    return reason.empty();
+}
+
+} // namespace keepsight::ops

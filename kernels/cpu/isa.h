@@ -1,0 +1,20 @@
+// Declares this instruction set's kernels; every file of this folder is compiled once per set, with KEEPSIGHT_ISA naming the namespace.
+// Keep inline library templates (containers, algorithms) out of this folder: the linker keeps one copy of each, possibly one
+// that an older processor cannot run.
+#pragma once
+
+#include "kernels/cpu_kernels.h"
+
+namespace keepsight::KEEPSIGHT_ISA {
+
+void linear(const LinearArgs& args);
+void dequantize(const DequantizeArgs& args);
+void attention(const AttentionArgs& args);
+void attentionOne(const AttentionArgs& args); // queries == 1
+void rmsNorm(const RmsNormArgs& args);
+void siluMul(const SiluMulArgs& args);
+void rope(const RopeArgs& args);
+void moveEntries(const MoveEntriesArgs& args);
+void appendEntries(const AppendEntriesArgs& args);
+
+} // namespace keepsight::KEEPSIGHT_ISA

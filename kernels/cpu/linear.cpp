@@ -1,0 +1,100 @@
+// y[s, o] = Σ_i W[o, i] · x[s, i] for a few rows s: each weight is read and decoded once, 4 rows of W at a time, and meets up to
+// 8 rows of x in registers. Every (o, s) has one accumulator that takes its columns in order, so its value does not depend on how
+// rows are grouped. Bound by memory: the aim is the speed at which the blocks can be read.
+#include "kernels/cpu/decode.h"
+#include "kernels/cpu/isa.h"
+
+namespace keepsight::KEEPSIGHT_ISA {
+namespace {
+
+struct Task {
+    const std::uint8_t* w;
+    std::int64_t rowBytes, units;
+    int tail;             // values of the last, partial unit
+    const float* x;       // [rows of x, xRow], zero-padded to whole units
+    std::int64_t xRow;
+    float* y;             // y[s · yRow + r]
+    std::int64_t yRow;
+};
+
+template <Stored Type, int WRows, int XRows>
+void dot(const Task& task) {
+    Floats acc[WRows][XRows] = {};
+    for (std::int64_t unit = 0; unit < task.units; ++unit) {
+        const float* x = task.x + unit * Unit;
+        for (int r = 0; r < WRows; ++r) {
+            Floats values[UnitVectors];
+            decodeUnit<Type>(task.w + r * task.rowBytes, unit, values);
+            for (int s = 0; s < XRows; ++s)
+                for (int k = 0; k < UnitVectors; ++k)
+                    acc[r][s] += values[k] * load(x + s * task.xRow + k * Lanes);
+        }
+    }
+    if constexpr (blockValues(Type) == 1)
+        if (task.tail) {
+            const float* x = task.x + task.units * Unit;
+            for (int r = 0; r < WRows; ++r) {
+                Floats values[UnitVectors];
+                decodeTail<Type>(task.w + r * task.rowBytes, task.units, task.tail, values);
+                for (int s = 0; s < XRows; ++s)
+                    for (int k = 0; k < UnitVectors; ++k)
+                        acc[r][s] += values[k] * load(x + s * task.xRow + k * Lanes);
+            }
+        }
+    for (int r = 0; r < WRows; ++r)
+        for (int s = 0; s < XRows; ++s)
+            task.y[s * task.yRow + r] = sum(acc[r][s]);
+}
+
+// Rows of x are taken as 4 + 2 + 1, rows of W as 4 (2 for 4 rows of x: the accumulators must stay in registers) + 1.
+template <Stored Type, int XRows>
+void rows(Task task, std::int64_t wRows) {
+    constexpr int Group = XRows == 4 ? 2 : 4;
+    for (; wRows >= Group; wRows -= Group, task.w += Group * task.rowBytes, task.y += Group)
+        dot<Type, Group, XRows>(task);
+    for (; wRows > 0; --wRows, task.w += task.rowBytes, ++task.y)
+        dot<Type, 1, XRows>(task);
+}
+
+template <Stored Type>
+void block(Task task, std::int64_t wRows, std::int64_t xRows) {
+    while (xRows > 0) {
+        const int taken = xRows >= 4 ? 4 : xRows >= 2 ? 2 : 1;
+        if (taken == 4) rows<Type, 4>(task, wRows);
+        else if (taken == 2) rows<Type, 2>(task, wRows);
+        else rows<Type, 1>(task, wRows);
+        xRows -= taken;
+        task.x += taken * task.xRow;
+        task.y += taken * task.yRow;
+    }
+}
+
+} // namespace
+
+void linear(const LinearArgs& args) {
+    const StoredMatrix& w = args.weights;
+    const std::int64_t padded = roundUp(w.columns, Unit), count = args.count;
+    Buffer<float> x(count * padded), wide(args.element == Element::f32 ? 0 : count * w.rows);
+    for (std::int64_t s = 0; s < count; ++s) {
+        toFp32(at(args.x, args.element, s * w.columns), args.element, w.columns, x.data() + s * padded);
+        std::memset(x.data() + s * padded + w.columns, 0, static_cast<std::size_t>(padded - w.columns) * 4);
+    }
+    float* y = args.element == Element::f32 ? static_cast<float*>(args.y) : wide.data();
+    void (*run)(Task, std::int64_t, std::int64_t) = nullptr;
+    KEEPSIGHT_FOR_STORED(w.type, Type, run = block<Type>)
+
+    // Pieces of rows that stay in the first cache level between the groups of x rows.
+    const std::int64_t piece = most(4, least(64, 24576 / w.rowBytes / 4 * 4)), pieces = (w.rows + piece - 1) / piece;
+#pragma omp parallel for schedule(static)
+    for (std::int64_t p = 0; p < pieces; ++p) {
+        const std::int64_t first = p * piece, n = least(piece, w.rows - first);
+        run({w.data + first * w.rowBytes, w.rowBytes, w.columns / Unit, static_cast<int>(w.columns % Unit), x.data(), padded, y + first, w.rows}, n, count);
+        if (args.bias)
+            for (std::int64_t s = 0; s < count; ++s)
+                for (std::int64_t r = first; r < first + n; ++r)
+                    y[s * w.rows + r] += args.bias[r];
+    }
+    if (args.element != Element::f32) fromFp32(y, count * w.rows, args.y, args.element);
+}
+
+} // namespace keepsight::KEEPSIGHT_ISA

@@ -1,0 +1,11 @@
+#include "kernels/cpu/isa.h"
+
+#define KEEPSIGHT_TEXT2(x) #x
+#define KEEPSIGHT_TEXT(x) KEEPSIGHT_TEXT2(x)
+
+namespace keepsight::KEEPSIGHT_ISA {
+
+extern const CpuKernels table;
+const CpuKernels table{KEEPSIGHT_TEXT(KEEPSIGHT_ISA), linear, dequantize, attention, rmsNorm, siluMul, rope, moveEntries, appendEntries};
+
+} // namespace keepsight::KEEPSIGHT_ISA

@@ -1,0 +1,51 @@
+#include "kernels/cpu_kernels.h"
+
+#include <atomic>
+
+namespace keepsight {
+
+namespace baseline {
+extern const CpuKernels table;
+}
+#ifdef KEEPSIGHT_X86
+namespace avx2 {
+extern const CpuKernels table;
+}
+namespace avx512 {
+extern const CpuKernels table;
+}
+#endif
+
+namespace {
+
+const CpuKernels* supported(std::string_view name) {
+#ifdef KEEPSIGHT_X86
+    if (name == "avx512") return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
+                                         && __builtin_cpu_supports("avx512cd") && supported("avx2") ? &avx512::table : nullptr;
+    if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? &avx2::table : nullptr;
+#endif
+    return name == "baseline" ? &baseline::table : nullptr;
+}
+
+const CpuKernels* best() {
+    for (auto name : {"avx512", "avx2"})
+        if (const CpuKernels* table = supported(name)) return table;
+    return &baseline::table;
+}
+
+std::atomic<const CpuKernels*>& chosen() {
+    static std::atomic<const CpuKernels*> table{best()};
+    return table;
+}
+
+} // namespace
+
+const CpuKernels& cpuKernels() { return *chosen().load(std::memory_order_relaxed); }
+
+bool useCpuKernels(std::string_view name) {
+    const CpuKernels* table = supported(name);
+    if (table) chosen() = table;
+    return table != nullptr;
+}
+
+} // namespace keepsight

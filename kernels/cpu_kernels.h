@@ -1,0 +1,28 @@
+// One table of CPU kernels per instruction set.
+#pragma once
+
+#include "kernels/attention.h"
+#include "kernels/entries.h"
+#include "kernels/linear.h"
+#include "kernels/pointwise.h"
+
+#include <string_view>
+
+namespace keepsight {
+
+struct CpuKernels {
+    const char* name;
+    void (*linear)(const LinearArgs&);
+    void (*dequantize)(const DequantizeArgs&);
+    void (*attention)(const AttentionArgs&);
+    void (*rmsNorm)(const RmsNormArgs&);
+    void (*siluMul)(const SiluMulArgs&);
+    void (*rope)(const RopeArgs&);
+    void (*moveEntries)(const MoveEntriesArgs&);
+    void (*appendEntries)(const AppendEntriesArgs&);
+};
+
+const CpuKernels& cpuKernels();                       // best for this processor, or what useCpuKernels chose
+bool useCpuKernels(std::string_view name);            // "baseline" | "avx2" | "avx512"; false: unknown here. For tests and benchmarks
+
+} // namespace keepsight
