@@ -8,6 +8,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/version.h>
 #include <algorithm>
@@ -39,12 +40,12 @@ at::Device chooseDevice(const std::string& wanted) {
     if (wanted != "auto" && wanted != "cuda" && !(wanted.starts_with("cuda:") && wanted.size() > 5 && wanted.find_first_not_of("0123456789", 5) == std::string::npos))
         throw UsageError("device: expected auto, cpu, cuda or cuda:N, found '" + wanted + "'");
     std::string why;
-    const bool cuda = ops::loadCuda(&why) && at::hasCUDA() && at::globalContext().getNumGPUs() > 0;
+    const bool cuda = ops::loadCuda(&why) && at::hasCUDA() && at::detail::getCUDAHooks().getNumGPUs() > 0;
     if (wanted == "auto") return cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
     if (!cuda) throw EngineError("device " + wanted + ": no usable CUDA device: " + (why.empty() ? "the driver shows none" : why));
     const int index = wanted.size() > 5 ? std::atoi(wanted.c_str() + 5) : 0;
-    if (index >= at::globalContext().getNumGPUs())
-        throw EngineError("device " + wanted + ": the driver shows " + std::to_string(at::globalContext().getNumGPUs()) + " device(s), the first is cuda:0");
+    if (index >= at::detail::getCUDAHooks().getNumGPUs())
+        throw EngineError("device " + wanted + ": the driver shows " + std::to_string(at::detail::getCUDAHooks().getNumGPUs()) + " device(s), the first is cuda:0");
     return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index));
 }
 
