@@ -156,7 +156,7 @@ double leftAxisWidth(const AxisRange& range, const PlotStyle& style, bool label)
     double widest = 0;
     for (const Tick& tick : ticks(range, 8))
         widest = std::max(widest, textWidth(tick.text, style));
-    return tickLength(style) * 1.8 + widest + (label ? textHeight(style) * 1.15 : 0);
+    return tickLength(style) * 1.8 + widest + (label ? textHeight(style) * 1.3 : 0);
 }
 
 void paintBottomAxis(QPainter& painter, const QRectF& plot, const AxisRange& range, const QString& label, const PlotStyle& style) {
@@ -166,14 +166,16 @@ void paintBottomAxis(QPainter& painter, const QRectF& plot, const AxisRange& ran
     const double length = tickLength(style), height = textHeight(style);
     double widest = textWidth(shortNumber(range.max), style);
     std::vector<Tick> marks = ticks(range, std::max(2, static_cast<int>(plot.width() / (widest + 2.2 * style.textSize))));
-    double free = -1e9; // numbers never touch
+    double free = -1e9; // numbers never touch, and stay near their axis so that neighbouring plots' do not either
+    const double over = style.textSize * 0.35;
     for (const Tick& tick : marks) {
         const double x = plot.left() + along(range, tick.value) * plot.width(), half = textWidth(tick.text, style) / 2;
         painter.drawLine(QPointF(x, plot.bottom()), QPointF(x, plot.bottom() + length));
-        if (x - half < free) continue;
-        paintText(painter, QRectF(x - half - 1, plot.bottom() + length, 2 * half + 2, height), Qt::AlignHCenter | Qt::AlignTop, tick.text,
-                  style, style.faint);
-        free = x + half + style.textSize * 0.5;
+        const double centre = std::max(plot.left() - over + half, std::min(x, plot.right() + over - half));
+        if (centre - half < free) continue;
+        paintText(painter, QRectF(centre - half - 1, plot.bottom() + length, 2 * half + 2, height), Qt::AlignHCenter | Qt::AlignTop, tick.text, style,
+                  style.faint);
+        free = centre + half + style.textSize * 0.5;
     }
     if (!label.isEmpty())
         paintText(painter, QRectF(plot.left(), plot.bottom() + length + height * 1.05, plot.width(), height),

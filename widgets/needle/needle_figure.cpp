@@ -51,7 +51,7 @@ double needleLeftWidth(const NeedleModel& model, const PlotStyle& style) {
     double widest = 0;
     for (const double depth : model.depths())
         widest = std::max(widest, textWidth(shortNumber(depth), style));
-    return widest + style.textSize * 0.7 + textHeight(style) * 1.25;
+    return widest + style.textSize * 0.7 + textHeight(style) * 1.45;
 }
 
 void paintNeedleGrid(QPainter& painter, const QRectF& plot, const NeedleModel& model, const NeedleGrid& grid, const PlotStyle& style,
@@ -102,7 +102,7 @@ void paintNeedleGrid(QPainter& painter, const QRectF& plot, const NeedleModel& m
                   shortNumber(model.depths()[static_cast<std::size_t>(row)]), style, style.faint);
         free = y + line / 2;
     }
-    paintTextUpwards(painter, QRectF(left, plot.top(), line, plot.height()), Qt::AlignCenter,
+    paintTextUpwards(painter, QRectF(left + line * 0.15, plot.top(), line, plot.height()), Qt::AlignCenter,
                      QCoreApplication::translate("NeedleFigure", "depth [%]"), style, style.faint);
 }
 
