@@ -39,9 +39,19 @@ ChatFrame chatMl(std::string name, std::string system) {
     ChatFrame frame;
     frame.name = std::move(name);
     frame.system = std::move(system);
-    frame.userBefore = "<|im_start|>system\n" + frame.system + "<|im_end|>\n<|im_start|>user\n";
+    if (!frame.system.empty()) frame.userBefore = "<|im_start|>system\n" + frame.system + "<|im_end|>\n";
+    frame.userBefore += "<|im_start|>user\n";
     frame.userAfter = "<|im_end|>\n<|im_start|>assistant\n";
     frame.stops = {"<|im_end|>"};
+    return frame;
+}
+
+ChatFrame llama3() {
+    ChatFrame frame;
+    frame.name = "llama-3-instruct";
+    frame.userBefore = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n";
+    frame.userAfter = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n";
+    frame.stops = {"<|eot_id|>", "<|end_of_text|>"};
     return frame;
 }
 
@@ -51,7 +61,9 @@ ChatFrame chatFrameFor(std::string_view chatTemplate) {
     const std::string_view text = trimmed(chatTemplate);
     const std::string hash = sha256(text);
     if (hash == "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788")
-        return chatMl("smollm2-instruct", between(text, "<|im_start|>system\\n", "<|im_end|>"));
+        return chatMl("smollm2-instruct", between(text, "<|im_start|>system\n", "<|im_end|>"));
+    if (hash == "ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122") return llama3();
+    if (hash == "153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3") return chatMl("chatml", {});
     return {};
 }
 

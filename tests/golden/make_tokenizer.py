@@ -46,6 +46,12 @@ naïve café Zoë façade jalapeño Ångström coöperate résumé Åse
 ''s 'S 't 'T 'Re 'VE 'm 'LL 'D 'ſ don't DON'T we'Ve x'y ' s '' ''' it''s
 https://example.org/a/b?c=d&e=f#g user@example.org +47 123 45 678 ISBN 978-3-16-148410-0""".split("\n")
 
+# Templates as their models ship them; the default model's comes from its file.
+TEMPLATES = [
+    ("llama-3-instruct", "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"),
+    ("chatml", "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"),
+]
+
 
 def strings(special):
     rng = random.Random(20)
@@ -110,7 +116,7 @@ def default_model():
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     data = cases(tokenizer, special)
     compare_with_transformers(tokenizer, data)
-    data["template"], data["chat"] = get("chat_template"), chat(get("chat_template"), tokens, fields)
+    data["frames"] = [[name, template, chat(template)] for name, template in [("smollm2-instruct", get("chat_template"))] + TEMPLATES]
     missing = [b for b, c in sorted((b, c) for c, b in {v: k for k, v in byte_letters().items()}.items()) if c not in set(tokens)]
     data["missingBytes"] = missing
     write("smollm", data)
@@ -134,9 +140,10 @@ def compare_with_transformers(tokenizer, data):
     print("transformers differs on", len(different), "of", len(texts), [d[:40] for d in different[:5]])
 
 
-def chat(template, tokens, fields):
+def chat(template):
     from transformers import AutoTokenizer
     other = AutoTokenizer.from_pretrained(GGUF.parent, gguf_file=GGUF.name)
+    other.bos_token = "<|begin_of_text|>"  # used by the Llama 3 template only
     messages = [{"role": "user", "content": "Which lamp is lit?"}]
     return other.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, chat_template=template)
 
@@ -149,15 +156,16 @@ def small(name, pre, normalizer, special, ignore_merges, extra):
     corpus = [s for s in SAMPLES for _ in range(3)]
     trainer = trainers.BpeTrainer(vocab_size=800, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
+    if ignore_merges:  # a token no merge reaches: only ignore_merges finds it
+        blob = json.loads(tokenizer.to_str())
+        blob["model"]["vocab"]["Ġzqzq"] = len(blob["model"]["vocab"])
+        tokenizer = Tokenizer.from_str(json.dumps(blob))
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     tokenizer.add_tokens(extra)
     if name == "llama3":
         bos = tokenizer.token_to_id(special[0])
         tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), processors.TemplateProcessing(
             single=f"{special[0]} $A", pair=f"{special[0]} $A {special[0]} $B", special_tokens=[(special[0], bos)])])
-        blob = json.loads(tokenizer.to_str())  # a token no merge reaches: only ignore_merges finds it
-        blob["model"]["vocab"]["Ġzqzq"] = max([t["id"] for t in blob["added_tokens"]]) + 1
-        tokenizer = Tokenizer.from_str(json.dumps(blob))
     path = HERE / f"tokenizer_{name}.tokenizer.json"
     blob = json.loads(tokenizer.to_str())
     path.write_text(json.dumps(blob, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
