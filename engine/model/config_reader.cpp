@@ -188,7 +188,7 @@ fs::path insideDirectory(const fs::path& directory, const std::string& name) {
 
 ModelConfig readConfig(const fs::path& configJson) {
     const std::string where = "'" + configJson.string() + "'";
-    const json document = readStrictJson(configJson);
+    const json document = readForeignJson(configJson);
     const Fields config(document, where);
     const std::string type = config.text("model_type");
     if (type.empty()) config.fail(std::string("'model_type' is missing; supported are ") + Supported);
@@ -231,7 +231,7 @@ std::vector<std::int32_t> readStopTokens(const fs::path& directory) {
     for (const char* name : {"generation_config.json", "config.json"}) {
         const fs::path file = insideDirectory(directory, name);
         if (!fs::exists(file)) continue;
-        const json document = readStrictJson(file);
+        const json document = readForeignJson(file);
         if (auto ids = idList(Fields(document, "'" + file.string() + "'"), "eos_token_id"); !ids.empty()) return ids;
     }
     return {};
@@ -248,13 +248,13 @@ TokenizerSource readTokenizerSource(const fs::path& directory) {
         out.addBos = true; // what a Llama tokenizer does unless its settings say otherwise
     }
     if (const auto file = insideDirectory(directory, "config.json"); fs::exists(file)) {
-        const json document = readStrictJson(file);
+        const json document = readForeignJson(file);
         const Fields config(document, "'" + file.string() + "'");
         if (const auto ids = idList(config, "bos_token_id"); !ids.empty()) out.bos = ids.front();
         if (const auto ids = idList(config, "eos_token_id"); !ids.empty()) out.eos = ids.front();
     }
     if (const auto file = insideDirectory(directory, "tokenizer_config.json"); fs::exists(file)) {
-        const json document = readStrictJson(file, MaxTokenizerConfigBytes);
+        const json document = readForeignJson(file, MaxTokenizerConfigBytes);
         const Fields config(document, "'" + file.string() + "'");
         out.addBos = config.boolean("add_bos_token", out.addBos);
         out.addEos = config.boolean("add_eos_token", out.addEos);

@@ -76,7 +76,7 @@ private:
 
 } // namespace
 
-json parseStrictJson(std::string_view text, const std::string& where) {
+json parseForeignJson(std::string_view text, const std::string& where) {
     StrictHandler handler(where);
     if (!json::sax_parse(text.begin(), text.end(), &handler)) throw EngineError(where + ": not valid JSON");
     return handler.result();
@@ -90,9 +90,9 @@ std::string readSmallFile(const std::filesystem::path& file, std::uintmax_t maxB
     return {reinterpret_cast<const char*>(mapping.bytes().data()), mapping.bytes().size()};
 }
 
-json readStrictJson(const std::filesystem::path& file, std::uintmax_t maxBytes) {
+json readForeignJson(const std::filesystem::path& file, std::uintmax_t maxBytes) {
     const std::string text = readSmallFile(file, maxBytes);
-    return parseStrictJson(text, "'" + file.string() + "'");
+    return parseForeignJson(text, "'" + file.string() + "'");
 }
 
 bool isUtf8Text(std::string_view text) {

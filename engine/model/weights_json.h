@@ -12,9 +12,9 @@ namespace keepsight {
 inline constexpr int MaxJsonDepth = 16;
 
 // where: names the text in messages. Throws EngineError.
-nlohmann::json parseStrictJson(std::string_view text, const std::string& where);
+nlohmann::json parseForeignJson(std::string_view text, const std::string& where);
 // Reads the whole file first; refuses more than maxBytes.
-nlohmann::json readStrictJson(const std::filesystem::path& file, std::uintmax_t maxBytes = 16u << 20);
+nlohmann::json readForeignJson(const std::filesystem::path& file, std::uintmax_t maxBytes = 16u << 20);
 std::string readSmallFile(const std::filesystem::path& file, std::uintmax_t maxBytes);
 bool isUtf8Text(std::string_view text);
 

@@ -70,7 +70,7 @@ Tensors parseFile(std::span<const std::byte> bytes, const std::string& where) {
     const auto raw = in.take(length, "the header");
     const std::string_view text(reinterpret_cast<const char*>(raw.data()), raw.size());
     if (!text.starts_with('{')) in.fail("the header should start with '{'");
-    const json header = parseStrictJson(text, "weights: '" + where + "': header");
+    const json header = parseForeignJson(text, "weights: '" + where + "': header");
     const auto data = bytes.subspan(in.offset());
 
     Tensors out;
@@ -138,7 +138,7 @@ private:
     void openIndex(const fs::path& directory) {
         const fs::path file = insideDirectory(directory, "model.safetensors.index.json");
         const std::string where = "weights: '" + file.string() + "'";
-        const json index = readStrictJson(file, MaxHeaderBytes);
+        const json index = readForeignJson(file, MaxHeaderBytes);
         if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
             throw EngineError(where + ": expected an object with 'weight_map'");
         std::map<std::string, std::string> shardOf;

@@ -169,6 +169,7 @@ inline std::string safetensors(const std::string& header, std::size_t dataBytes)
 
 inline void write(const std::filesystem::path& path, const std::string& bytes) {
     std::filesystem::create_directories(path.parent_path());
+    std::filesystem::remove(path); // replacing in place makes some file systems flush to disk each time
     std::ofstream(path, std::ios::binary) << bytes;
 }
 

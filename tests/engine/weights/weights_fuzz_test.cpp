@@ -9,7 +9,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr int Rounds = 1500;
+constexpr int Rounds = 3000;
 
 std::string damaged(std::string bytes, std::mt19937_64& random) {
     const auto upTo = [&](std::size_t n) { return std::uniform_int_distribution<std::size_t>(0, n - 1)(random); };
