@@ -117,11 +117,11 @@ struct FieldWriter {
 OrderedJson policyToJson(const PolicySpec& policy) {
     OrderedJson params = OrderedJson::object();
     for (const auto& [key, value] : policy.params)
-        params[key] = value;
+        params[key] = jsonOfBytes(value);
     OrderedJson budget = {{"kind", budgetKinds[static_cast<int>(policy.budget.kind)]}};
     budget["compression_ratio"] = policy.budget.compressionRatio;
     budget["tokens"] = policy.budget.tokens;
-    return {{"id", policy.id}, {"params", params}, {"budget", budget}};
+    return {{"id", jsonOfBytes(policy.id)}, {"params", params}, {"budget", budget}};
 }
 
 PolicySpec policyFromJson(const OrderedJson& value, const std::string& what) {
