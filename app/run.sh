@@ -28,7 +28,7 @@ sampleComparison() {
         "$buildDir/bin/keepsight" export "$out/sample.keep" --figure "$figure" --layer 15 --head 1 --width double --format pdf \
             --out "$out/sample-$figure.pdf" || die "the figure $figure failed: its message is above"
     done
-    "$buildDir/bin/keepsight" "$out/sample.keep" --screenshot "$out/sample-window.png" --view tokens --size 1600x1000 ||
+    "$buildDir/bin/keepsight" "$out/sample.keep" --screenshot "$out/sample-window.png" --view window --size 1600x1000 ||
         die "the screenshot failed: its message is above"
     say "left in $out:"
     (cd "$out" && ls -1 sample.* sample-*)

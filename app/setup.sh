@@ -174,7 +174,7 @@ pipDownload() { # name version folder: pip's own download, for indexes that curl
     python=$(pythonWithPip) || return 1
     for platform in 2014 _2_5 _2_12 _2_17 _2_18 _2_24 _2_25 _2_26 _2_27 _2_28; do platforms+=(--platform "manylinux${platform}_x86_64"); done
     "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 "${platforms[@]}" \
-        --dest "$3" "$1==$2" 2>"$3/pip.log"
+        --dest "$3" "$1==$2" >/dev/null 2>"$3/pip.log"
 }
 
 requireSpace() { # folder GB: fails early instead of half-way
@@ -217,7 +217,8 @@ fetchWheel() { # name version sha256
         if pipDownload "$1" "$2" "$folder"; then
             mv "$folder"/*.whl "$part"
         else
-            found=$(grep -v '^ *$' "$folder/pip.log" | tail -n 1)
+            found=$(grep -m1 -oiE 'temporary failure in name resolution|name or service not known|connection refused|network is unreachable|timed out|certificate verify failed|no space left on device' \
+                "$folder/pip.log" || grep -v '^ *$' "$folder/pip.log" | tail -n 1)
             rm -rf "$folder"
             die "cannot download $1 $2 (no network, or an index without it): ${found:-$(tail -n 1 "$log")}. Start again to go on where it stopped"
         fi
