@@ -167,14 +167,14 @@ void paintBottomAxis(QPainter& painter, const QRectF& plot, const AxisRange& ran
     double widest = textWidth(shortNumber(range.max), style);
     std::vector<Tick> marks = ticks(range, std::max(2, static_cast<int>(plot.width() / (widest + 2.2 * style.textSize))));
     double free = -1e9; // numbers never touch, and stay near their axis so that neighbouring plots' do not either
-    const double over = style.textSize * 0.35;
+    const double over = style.textSize * 0.12;
     for (const Tick& tick : marks) {
         const double x = plot.left() + along(range, tick.value) * plot.width(), half = textWidth(tick.text, style) / 2;
         painter.drawLine(QPointF(x, plot.bottom()), QPointF(x, plot.bottom() + length));
         const double centre = std::max(plot.left() - over + half, std::min(x, plot.right() + over - half));
         if (centre - half < free) continue;
-        paintText(painter, QRectF(centre - half - 1, plot.bottom() + length, 2 * half + 2, height), Qt::AlignHCenter | Qt::AlignTop, tick.text, style,
-                  style.faint);
+        paintText(painter, QRectF(centre - half - 1, plot.bottom() + length, 2 * half + 2, height), Qt::AlignHCenter | Qt::AlignTop,
+                  tick.text, style, style.faint);
         free = centre + half + style.textSize * 0.5;
     }
     if (!label.isEmpty())
@@ -211,9 +211,9 @@ double colorBarHeight(const PlotStyle& style, bool label) { return style.textSiz
 void paintColorBar(QPainter& painter, const QRectF& bar, const ColorScale& scale, const QString& label, const PlotStyle& style) {
     painter.save();
     painter.setRenderHint(QPainter::Antialiasing, false);
-    for (int i = 0; i < 256; ++i) { // each strip reaches to the right end, so that no seams can show
+    for (int i = 0; i < 256; ++i) { // each strip reaches under the next one, so that no seams can show
         const double x = bar.left() + bar.width() * i / 256;
-        painter.fillRect(QRectF(x, bar.top(), bar.right() - x, bar.height()), QColor::fromRgb(scale.entry(i)));
+        painter.fillRect(QRectF(x, bar.top(), std::min(bar.right() - x, bar.width() / 128), bar.height()), QColor::fromRgb(scale.entry(i)));
     }
     painter.restore();
     paintBottomAxis(painter, bar, {scale.min(), scale.max(), scale.logarithmic(), false}, label, style);

@@ -199,31 +199,54 @@ std::vector<Run> runsOf(const CellGrid& grid, const ColorScale& scale) {
     return runs;
 }
 
+// May the run's colour reach one cell further? Not into blanks, which nothing paints over.
+bool paintedBeside(const CellGrid& grid, const Run& run, bool below) {
+    if (below) {
+        if (run.rowEnd >= grid.rows) return false;
+        for (int col = run.col; col < run.colEnd; ++col)
+            if (grid.kindAt(run.rowEnd, col) == CellKind::blank) return false;
+        return true;
+    }
+    if (run.colEnd >= grid.cols) return false;
+    for (int row = run.row; row < run.rowEnd; ++row)
+        if (grid.kindAt(row, run.colEnd) == CellKind::blank) return false;
+    return true;
+}
+
 void paintVectorCells(QPainter& painter, const QRectF& target, const CellGrid& grid, const ColorScale& scale, const CellStyle& style) {
-    const double w = target.width() / grid.cols, h = target.height() / grid.rows;
-    std::map<int, QPainterPath> paths; // one path for each colour keeps files small
+    const double w = target.width() / grid.cols, h = target.height() / grid.rows, reach = 0.6;
+    // Viewers blend the edges of shapes with what lies below, which leaves pale seams between neighbours. So every cell is painted
+    // twice: first reaching under its right and lower neighbour, then exactly. One path for each colour keeps files small.
+    std::map<int, QPainterPath> under, exact;
     std::vector<std::pair<QRectF, int>> hatched;
     for (const Run& run : runsOf(grid, scale)) {
         const QRectF rect(target.left() + run.col * w, target.top() + run.row * h, (run.colEnd - run.col) * w, (run.rowEnd - run.row) * h);
-        if (run.code == Missing || run.code == Evicted)
+        if (run.code == Blank) continue;
+        if (run.code == Missing || run.code == Evicted) {
             hatched.emplace_back(rect, run.code);
-        else if (run.code != Blank && scale.entry(run.code) != style.background)
-            paths[run.code].addRect(rect);
+            continue;
+        }
+        exact[run.code].addRect(rect);
+        const bool right = paintedBeside(grid, run, false), below = paintedBeside(grid, run, true);
+        if (right || below) under[run.code].addRect(rect.adjusted(0, 0, right ? std::min(w, reach) : 0, below ? std::min(h, reach) : 0));
     }
     painter.save();
     painter.setRenderHint(QPainter::Antialiasing, false);
+    painter.setPen(Qt::NoPen);
     painter.fillRect(target, QColor::fromRgb(style.background));
+    const auto fill = [&](std::map<int, QPainterPath>& paths) {
+        for (auto& [code, path] : paths) {
+            path.setFillRule(Qt::WindingFill); // rectangles of one colour may overlap
+            painter.setBrush(QColor::fromRgb(scale.entry(code)));
+            painter.drawPath(path);
+        }
+    };
+    fill(under);
     for (const auto& [rect, code] : hatched) {
         const bool evicted = code == Evicted;
-        paintHatch(painter, rect, evicted ? style.evicted : style.missing, evicted ? style.evictedLine : style.missingLine, evicted);
+        paintHatch(painter, rect, evicted ? style.evicted : style.missing, evicted ? style.evictedLine : style.missingLine, evicted, 3.0);
     }
-    for (const auto& [code, path] : paths) {
-        // An outline in the cell's own colour closes the hairlines that viewers leave between neighbours.
-        const QColor color = QColor::fromRgb(scale.entry(code));
-        painter.setPen(QPen(color, std::min(0.1, std::min(w, h) / 4), Qt::SolidLine, Qt::FlatCap, Qt::MiterJoin));
-        painter.setBrush(color);
-        painter.drawPath(path);
-    }
+    fill(exact);
     painter.restore();
 }
 

@@ -45,7 +45,7 @@ private:
         const AxisRange layers{-0.5, m_model.layers() - 0.5, false, true},
             positions{0, static_cast<double>(m_model.positions()), false, true};
         const int rows = panelRows(size.width()), columns = (m_model.heads() + rows - 1) / rows;
-        const double left = leftAxisWidth(layers, m_style), title = textHeight(m_style) * 1.2, gap = 6;
+        const double left = leftAxisWidth(layers, m_style), title = textHeight(m_style) * 1.2, gap = 8;
         const double width = (size.width() - left - 4 - gap * (columns - 1)) / columns;
         const double height = (size.height() - bottomAxisHeight(m_style) - 4 - rows * title - (rows - 1) * 4) / rows;
         for (int head = 0; head < m_model.heads(); ++head) {

@@ -48,7 +48,7 @@ void RetainedView::layOut(const QSizeF& size) {
     const double left = std::max(leftAxisWidth(layers, style), leftAxisWidth(steps, style)), right = 8, title = textHeight(style) * 1.3;
     const double axis = bottomAxisHeight(style, false) + 2;
     const double detailHeight = size.height() > 230 && m_model.steps() > 1 ? std::floor(size.height() * 0.36) : 0;
-    const double overviewHeight = size.height() - detailHeight, width = size.width() - left - right, gap = 8;
+    const double overviewHeight = size.height() - detailHeight, width = size.width() - left - right, gap = 10;
     const int columns = std::clamp(static_cast<int>(width / 56), 1, m_model.heads()), rows = (m_model.heads() + columns - 1) / columns;
     const double panelWidth = (width - gap * (columns - 1)) / columns,
                  panelHeight = (overviewHeight - axis - rows * title - (rows - 1) * 2) / rows;
