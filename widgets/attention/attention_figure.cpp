@@ -14,8 +14,9 @@ class AttentionFigure final : public Figure {
     Q_DECLARE_TR_FUNCTIONS(AttentionFigure)
 public:
     AttentionFigure(const std::shared_ptr<const Trace>& trace, const PictureFocus& focus, std::optional<ColorScale> scale)
-        : m_data(picture(*trace, "attention", focus)), m_model(trace, focus.lane, LayerIndex{std::max(0, focus.layer.value)},
-                                                               HeadIndex{std::max(0, focus.head.value)}, focus.perQueryHead),
+        : m_data(picture(*trace, "attention", focus)),
+          m_model(trace, focus.lane, LayerIndex{std::max(0, focus.layer.value)}, HeadIndex{std::max(0, focus.head.value)},
+                  focus.perQueryHead, focus.step, true),
           m_scale(scale.value_or(m_model.scale(true))) {}
 
     QString name() const override { return QString::fromStdString(m_data.name); }

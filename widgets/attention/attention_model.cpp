@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace keepsight {
 
-AttentionModel::AttentionModel(std::shared_ptr<const Trace> trace, LaneIndex laneIndex, LayerIndex layer, HeadIndex head,
-                               bool perQueryHead) {
+AttentionModel::AttentionModel(std::shared_ptr<const Trace> trace, LaneIndex laneIndex, LayerIndex layer, HeadIndex head, bool perQueryHead,
+                               Step step, bool cropped) {
     if (!trace) return;
     m_prefillEnd = trace->prefillLength;
     const Lane* lane = laneIndex.value >= 0 && laneIndex.value < static_cast<int>(trace->lanes.size())
@@ -18,50 +19,58 @@ AttentionModel::AttentionModel(std::shared_ptr<const Trace> trace, LaneIndex lan
         const auto evicted = lane->retention.evictedAt(layer, kvHead);
         m_evictedAt.assign(evicted.begin(), evicted.end());
     }
-    add(trace->map(SharedLane, layer, head, perQueryHead), nullptr);
-    if (lane) add(trace->map(laneIndex, layer, head, perQueryHead), lane);
+    const Position all = std::numeric_limits<Position>::max();
+    add(trace->map(SharedLane, layer, head, perQueryHead), nullptr, all, cropped);
+    if (lane)
+        add(trace->map(laneIndex, layer, head, perQueryHead), lane, step.value < 0 ? all : lane->retention.positionsAt(step), cropped);
 }
 
-void AttentionModel::add(std::shared_ptr<const AttentionMap> map, const Lane* lane) {
-    if (!map || map->rows <= 0 || map->cols <= 0 || map->rowBin <= 0 || map->colBin <= 0) return;
+void AttentionModel::add(std::shared_ptr<const AttentionMap> map, const Lane* lane, Position known, bool cropped) {
+    if (!map || map->rows <= 0 || map->cols <= 0 || map->rowBin <= 0 || map->colBin <= 0 || map->rowBegin < 0) return;
     if (map->values.size() != static_cast<std::size_t>(map->rows) * static_cast<std::size_t>(map->cols)) return;
+    int rows = 0; // whose first query is there
+    while (rows < map->rows && map->rowBegin + rows * map->rowBin < known)
+        ++rows;
+    if (!cropped || rows > 0) {
+        m_queries = std::max(m_queries, map->rowBegin + (cropped ? rows : map->rows) * map->rowBin);
+        m_keys = std::max(m_keys, map->cols * map->colBin);
+    }
+    for (const float value : map->values) { // of all rows: colours do not change while the steps go by
+        if (std::isnan(value)) continue;
+        m_largest = std::max(m_largest, static_cast<double>(value));
+        if (value > 0) m_smallest = std::min(m_smallest, static_cast<double>(value));
+    }
+    if (rows == 0) return;
     Part part;
     part.map = map;
-    part.grid.rows = map->rows;
+    part.grid.rows = rows;
     part.grid.cols = map->cols;
-    part.grid.values = map->values;
-    part.grid.kinds.assign(map->values.size(), CellKind::value);
-    // Latest eviction in each column: from then on nothing of the bin is left.
+    const auto cells = static_cast<std::size_t>(rows) * static_cast<std::size_t>(map->cols);
+    part.grid.values.assign(map->values.begin(), map->values.begin() + static_cast<std::ptrdiff_t>(cells));
+    part.grid.kinds.assign(cells, CellKind::value);
+    const auto lastGone = [&](Position begin, Position end) { // when the last key of [begin, end) went
+        end = std::min(end, static_cast<Position>(m_evictedAt.size()));
+        return begin < end ? *std::max_element(m_evictedAt.begin() + begin, m_evictedAt.begin() + end) : NeverEvicted;
+    };
     std::vector<std::int32_t> gone(static_cast<std::size_t>(map->cols), NeverEvicted);
-    for (int col = 0; lane && col < map->cols; ++col) {
-        const auto begin = std::min(static_cast<std::size_t>(col) * static_cast<std::size_t>(map->colBin), m_evictedAt.size());
-        const auto end = std::min(begin + static_cast<std::size_t>(map->colBin), m_evictedAt.size());
-        if (begin < end)
-            gone[static_cast<std::size_t>(col)] = *std::max_element(m_evictedAt.begin() + static_cast<std::ptrdiff_t>(begin),
-                                                                    m_evictedAt.begin() + static_cast<std::ptrdiff_t>(end));
-    }
-    for (int row = 0; row < map->rows; ++row) {
-        int step = 0; // that appended the row's first query: keys evicted at an earlier one are not seen by it
-        if (lane) {
-            const auto born = lane->retention.bornAt();
-            const auto query = static_cast<std::size_t>(map->rowBegin + row * map->rowBin);
-            step = query < born.size() ? born[query] : 0;
-        }
+    for (int col = 0; lane && col < map->cols; ++col)
+        gone[static_cast<std::size_t>(col)] = lastGone(col * map->colBin, (col + 1) * map->colBin);
+    for (int row = 0; row < rows; ++row) {
+        const Position firstQuery = map->rowBegin + row * map->rowBin, endQuery = std::min(map->rowEnd, firstQuery + map->rowBin);
+        int born = 0; // step that appended the first query: keys evicted at an earlier one are not seen by it
+        if (lane && static_cast<std::size_t>(firstQuery) < lane->retention.bornAt().size())
+            born = lane->retention.bornAt()[static_cast<std::size_t>(firstQuery)];
         for (int col = 0; col < map->cols; ++col) {
             const std::size_t i = static_cast<std::size_t>(row) * static_cast<std::size_t>(map->cols) + static_cast<std::size_t>(col);
+            const Position keyBegin = col * map->colBin, keyEnd = keyBegin + map->colBin;
             const float value = map->values[i];
             if (std::isnan(value)) {
                 part.grid.kinds[i] = CellKind::blank;
-            } else if (gone[static_cast<std::size_t>(col)] < step) {
+            } else if (lane && (keyEnd <= endQuery ? gone[static_cast<std::size_t>(col)] : lastGone(keyBegin, endQuery)) < born) {
                 part.grid.kinds[i] = CellKind::evicted;
-            } else {
-                m_largest = std::max(m_largest, static_cast<double>(value));
-                if (value > 0) m_smallest = std::min(m_smallest, static_cast<double>(value));
             }
         }
     }
-    m_queries = std::max(m_queries, map->rowBegin + map->rows * map->rowBin);
-    m_keys = std::max(m_keys, map->cols * map->colBin);
     m_parts.push_back(std::move(part));
 }
 
@@ -69,7 +78,7 @@ std::optional<AttentionModel::Hit> AttentionModel::at(Position query, Position k
     if (key < 0) return std::nullopt;
     for (std::size_t p = 0; p < m_parts.size(); ++p) {
         const AttentionMap& map = *m_parts[p].map;
-        if (query < map.rowBegin || query >= map.rowBegin + map.rows * map.rowBin) continue;
+        if (query < map.rowBegin || query >= map.rowBegin + m_parts[p].grid.rows * map.rowBin) continue;
         Hit hit;
         hit.part = static_cast<int>(p);
         hit.row = (query - map.rowBegin) / map.rowBin;
@@ -96,7 +105,7 @@ ColorScale AttentionModel::scale(bool logarithmic) const {
 QRectF AttentionModel::rectOf(const Part& part, const QRectF& plot) const {
     const AttentionMap& map = *part.map;
     const double x = plot.width() / std::max(1, m_keys), y = plot.height() / std::max(1, m_queries);
-    return {plot.left(), plot.top() + map.rowBegin * y, map.cols * map.colBin * x, map.rows * map.rowBin * y};
+    return {plot.left(), plot.top() + map.rowBegin * y, map.cols * map.colBin * x, part.grid.rows * map.rowBin * y};
 }
 
 } // namespace keepsight

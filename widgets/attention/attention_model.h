@@ -13,7 +13,7 @@ class AttentionModel {
 public:
     struct Part {
         std::shared_ptr<const AttentionMap> map;
-        CellGrid grid; // blank: no visible pair; evicted: every visible key was dropped before its query
+        CellGrid grid; // rows may be fewer than the map's; blank: no visible pair; evicted: every visible key was dropped before its query
     };
     struct Hit {
         int part = 0, row = 0, col = 0;
@@ -25,7 +25,9 @@ public:
 
     AttentionModel() = default;
     // head: KV head, or query head if perQueryHead. Indices outside the trace leave the model empty.
-    AttentionModel(std::shared_ptr<const Trace> trace, LaneIndex lane, LayerIndex layer, HeadIndex head, bool perQueryHead = false);
+    // step: the lane's rows up to that step (−1: all); the axes keep room for the rest unless `cropped`.
+    AttentionModel(std::shared_ptr<const Trace> trace, LaneIndex lane, LayerIndex layer, HeadIndex head, bool perQueryHead = false,
+                   Step step = Step{-1}, bool cropped = false);
 
     bool empty() const { return m_parts.empty(); }
     const std::vector<Part>& parts() const { return m_parts; }
@@ -42,7 +44,7 @@ public:
     QRectF rectOf(const Part& part, const QRectF& plot) const;
 
 private:
-    void add(std::shared_ptr<const AttentionMap> map, const Lane* lane);
+    void add(std::shared_ptr<const AttentionMap> map, const Lane* lane, Position known, bool cropped);
     std::vector<Part> m_parts;
     std::vector<std::int32_t> m_evictedAt; // of the focused KV head
     Position m_queries = 0, m_keys = 0, m_prefillEnd = 0;

@@ -76,7 +76,7 @@ void AttentionView::refresh() {
     fillHeads();
     const Focus f = focus();
     const auto query = queryHead();
-    m_model = AttentionModel(trace(), f.lane, f.layer, query.value_or(f.head), query.has_value());
+    m_model = AttentionModel(trace(), f.lane, f.layer, query.value_or(f.head), query.has_value(), f.step);
     const bool logarithmic = m_logarithmic->isChecked();
     if (!m_locked->isChecked()) {
         m_scale = m_model.scale(logarithmic);
@@ -105,10 +105,10 @@ void AttentionView::setFullResolutionAvailable(bool on) {
 void AttentionView::traceChanged() { refresh(); }
 
 void AttentionView::focusChanged(const Focus& now, const Focus& before) {
-    if (now.lane != before.lane || now.layer != before.layer || now.head != before.head)
+    if (now.lane != before.lane || now.layer != before.layer || now.head != before.head || now.step != before.step)
         refresh();
     else
-        update(); // step and token are only overlays
+        update(); // the token is only an overlay
 }
 
 QString AttentionView::emptyText() const {
