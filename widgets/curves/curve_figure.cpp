@@ -5,7 +5,6 @@
 #include "widgets/curves/curves_model.h"
 #include "widgets/lanes/lane_color.h"
 
-#include <QCoreApplication>
 #include <QPolygonF>
 #include <algorithm>
 #include <cmath>
@@ -15,8 +14,6 @@ namespace {
 
 constexpr double LegendIcon = 20, LegendGap = 10, MarkerSize = 3.4;
 constexpr int MarkersPerLine = 8;
-
-QString tr(const char* text) { return QCoreApplication::translate("keepsight::CurveFigure", text); }
 
 // Towards white instead of transparent: some readers of PDF and SVG draw transparency as a picture.
 QColor pale(const QColor& color) { return QColor((color.red() + 2 * 255) / 3, (color.green() + 2 * 255) / 3, (color.blue() + 2 * 255) / 3); }
@@ -77,7 +74,7 @@ public:
         for (std::size_t s = 0; s < m_data.shape.at(1); ++s)
             paintSeries(painter, plot, x, y, s);
         paintBottomAxis(painter, plot, x, label(m_data.xName, m_data.xUnit), style);
-        paintLeftAxis(painter, plot, y, label(m_data.valueName, unit()), style, false);
+        paintLeftAxis(painter, plot, y, label(inBytes() ? "stored KV" : m_data.valueName, unit()), style, false);
         paintLegend(painter, size.width(), style);
     }
 
@@ -126,12 +123,14 @@ private:
         const QColor color = laneColor(lane);
         std::vector<double> values, smooth;
         std::vector<double> xs;
+        const bool tpot = m_kind == QLatin1String("tpot");
         for (std::size_t i = 0; i < m_data.x.size(); ++i) {
-            if (std::isnan(value(i, series)) && m_kind == QLatin1String("tpot")) continue; // lanes end at different points
+            if (std::isnan(value(i, series)) && tpot) continue; // lanes end at different points
             values.push_back(value(i, series));
             xs.push_back(plot.left() + (m_data.x[i] - x.min) / (x.max - x.min) * plot.width());
-            if (m_kind == QLatin1String("tpot")) smooth.push_back(runningMedian(values, values.size(), CurvesModel::SmoothWindow));
         }
+        for (std::size_t i = 0; tpot && i < values.size(); ++i)
+            smooth.push_back(runningMedian(values, i + 1, smoothingWindow(values.size())));
         const auto points = [&](const std::vector<double>& of) {
             std::vector<QPointF> out;
             for (std::size_t i = 0; i < of.size(); ++i)

@@ -14,9 +14,16 @@ QString laneTitle(const Trace& trace, LaneIndex lane) {
     const Lane& of = trace.lanes[index];
     QString title = (of.label.empty() ? laneLetter(lane) : QString::fromStdString(of.label)) + QLatin1Char(' ') + QString::fromStdString(of.policy.id);
     const Budget& budget = of.policy.budget;
-    if (budget.kind == Budget::Kind::tokens) title += QStringLiteral(" %1 tok").arg(budget.tokens);
-    else if (budget.compressionRatio > 0) title += QStringLiteral(" %1 %").arg(QLocale::c().toString(budget.compressionRatio * 100, 'g', 4));
+    if (budget.kind == Budget::Kind::tokens) title += QStringLiteral(" @%1").arg(budget.tokens);
+    else if (budget.compressionRatio > 0) title += QStringLiteral(" −%1 %").arg(QLocale::c().toString(budget.compressionRatio * 100, 'g', 4));
     return title;
+}
+
+std::size_t smoothingWindow(std::size_t points) {
+    std::size_t window = 9;
+    for (std::size_t of = 450; of < points; of *= 2)
+        window = 2 * window - 1;
+    return window;
 }
 
 double runningMedian(const std::vector<double>& values, std::size_t end, std::size_t window) {
@@ -65,6 +72,11 @@ bool CurvesModel::update(const Trace* trace) {
 void CurvesModel::append(std::size_t index, const Lane& from) {
     LaneCurve& lane = m_lanes[index];
     Running& running = m_running[index];
+    if (const std::size_t window = smoothingWindow(from.steps.size()); window != lane.window) {
+        lane.window = window;
+        for (std::size_t i = 0; i < lane.tpotSmooth.size(); ++i)
+            lane.tpotSmooth[i] = std::isnan(lane.tpot[i]) ? NotMeasured : runningMedian(lane.tpot, i + 1, window);
+    }
     for (; running.taken < from.steps.size(); ++running.taken) {
         const StepRecord& step = from.steps[running.taken];
         running.lastValue = step.step.value;
@@ -79,7 +91,7 @@ void CurvesModel::append(std::size_t index, const Lane& from) {
         lane.x.push_back(step.firstPosition + step.count - 1);
         lane.perplexity.push_back(running.nllCount > 0 ? std::exp(running.nllSum / static_cast<double>(running.nllCount)) : NotMeasured);
         lane.tpot.push_back(decode ? step.milliseconds : NotMeasured);
-        lane.tpotSmooth.push_back(decode ? runningMedian(lane.tpot, lane.tpot.size(), SmoothWindow) : NotMeasured);
+        lane.tpotSmooth.push_back(decode ? runningMedian(lane.tpot, lane.tpot.size(), lane.window) : NotMeasured);
         lane.memory.push_back(static_cast<double>(step.kvBytes) / 1e6);
     }
 }

@@ -10,19 +10,18 @@
 namespace keepsight {
 
 struct LaneCurve {
-    QString title;                 // "B snapkv 50 %"
+    QString title;                 // "B snapkv −50 %": half is removed; "@64": 64 tokens are kept
     std::vector<int> steps;        // [points] from the step after the prefill's eviction on
     std::vector<double> x;         // [points] position of the newest token
     std::vector<double> perplexity; // so far; NaN where unknown
     std::vector<double> tpot;      // ms of the step; NaN for the eviction
-    std::vector<double> tpotSmooth; // median of the last nine
+    std::vector<double> tpotSmooth; // median of the last `window` steps
+    std::size_t window = 0;         // grows with the run; all of tpotSmooth is set anew then
     std::vector<double> memory;    // MB stored
 };
 
 class CurvesModel {
 public:
-    static constexpr int SmoothWindow = 9;
-
     // Appends the new points of a run that went on; false: it is another run (or history), everything was rebuilt.
     bool update(const Trace* trace);
     const std::vector<LaneCurve>& lanes() const { return m_lanes; }
@@ -45,6 +44,7 @@ private:
     double m_firstX = 0, m_lastX = 0;
 };
 
+std::size_t smoothingWindow(std::size_t points); // 9, and doubled as the points double: about fifty windows in a picture
 QString laneTitle(const Trace& trace, LaneIndex lane);
 double runningMedian(const std::vector<double>& values, std::size_t end, std::size_t window); // of the last `window` numbers before end; NaNs left out
 

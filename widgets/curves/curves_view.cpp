@@ -1,14 +1,17 @@
 #include "widgets/curves/curves_view.h"
 
+#include "widgets/base/table_dialog.h"
 #include "widgets/curves/curve_figure.h"
 #include "widgets/curves/qcustomplot_header.h"
 #include "widgets/lanes/lane_color.h"
 
+#include <QContextMenuEvent>
 #include <QEvent>
 #include <QHelpEvent>
 #include <QKeyEvent>
 #include <QLabel>
 #include <QLocale>
+#include <QMenu>
 #include <QMouseEvent>
 #include <QStackedLayout>
 #include <QToolTip>
@@ -64,7 +67,7 @@ void CurvesView::makePlots() {
     for (int i = 0; i < Plots; ++i) {
         auto* rect = new QCPAxisRect(m_plot);
         m_rects[static_cast<std::size_t>(i)] = rect;
-        m_plot->plotLayout()->addElement(i, 0, rect);
+        m_plot->plotLayout()->addElement(i + 1, 0, rect);
         rect->setMarginGroup(QCP::msLeft | QCP::msRight, margins);
         rect->setMinimumMargins(QMargins(0, i == 0 ? 4 : 2, 10, 2));
         rect->setRangeDrag(Qt::Horizontal);
@@ -101,16 +104,20 @@ void CurvesView::makePlots() {
     perplexity->setTicker(ticker);
     perplexity->setNumberFormat(QStringLiteral("gb"));
     perplexity->setNumberPrecision(4);
-    m_plot->plotLayout()->setRowStretchFactor(Perplexity, 1.7);
+    m_plot->plotLayout()->setRowStretchFactor(0, 0.001); // the legend takes what it needs
+    m_plot->plotLayout()->setRowStretchFactor(Perplexity + 1, 1.7);
     m_plot->plotLayout()->setRowSpacing(2);
     m_plot->setInteraction(QCP::iRangeZoom, true);
     m_plot->setAutoAddPlottableToLegend(false);
-    auto* legend = new QCPLegend;
-    m_rects[Perplexity]->insetLayout()->addElement(legend, Qt::AlignTop | Qt::AlignRight);
-    legend->setLayer(QStringLiteral("legend"));
-    legend->setFillOrder(QCPLayoutGrid::foColumnsFirst);
-    legend->setMargins(QMargins(6, 3, 6, 3));
-    m_plot->legend = legend;
+    m_legend = new QCPLegend;
+    m_plot->plotLayout()->addElement(0, 0, m_legend);
+    m_legend->setLayer(QStringLiteral("legend"));
+    m_legend->setFillOrder(QCPLayoutGrid::foColumnsFirst);
+    m_legend->setMargins(QMargins(8, 3, 8, 1));
+    m_legend->setColumnSpacing(14);
+    m_legend->setRowSpacing(0);
+    m_legend->setBorderPen(Qt::NoPen);
+    m_legend->setBrush(Qt::NoBrush);
 }
 
 void CurvesView::follow(FocusModel& focus) {
@@ -146,7 +153,7 @@ void CurvesView::setTrace(std::shared_ptr<const Trace> trace) {
 
 void CurvesView::makeGraphs() {
     m_plot->clearGraphs();
-    m_plot->legend->clearItems();
+    m_legend->clearItems();
     m_graphs.assign(m_model.lanes().size(), {});
     for (std::size_t i = 0; i < m_graphs.size(); ++i) {
         Graphs& graphs = m_graphs[i];
@@ -158,7 +165,7 @@ void CurvesView::makeGraphs() {
         for (int plot = 0; plot < Plots; ++plot)
             graphs.line[static_cast<std::size_t>(plot)] = add(plot);
         graphs.line[Perplexity]->setName(m_model.lanes()[i].title);
-        graphs.line[Perplexity]->addToLegend();
+        graphs.line[Perplexity]->addToLegend(m_legend);
     }
     applyPalette();
 }
@@ -168,6 +175,12 @@ void CurvesView::appendPoints() {
     for (std::size_t i = 0; i < m_graphs.size(); ++i) {
         Graphs& graphs = m_graphs[i];
         const LaneCurve& lane = m_model.lanes()[i];
+        if (graphs.window != lane.window) { // all of the smooth line changed
+            graphs.window = lane.window;
+            graphs.line[Tpot]->data()->clear();
+            for (std::size_t at = 0; at < graphs.shown; ++at)
+                if (!std::isnan(lane.tpot[at])) graphs.line[Tpot]->addData(lane.x[at], lane.tpotSmooth[at]);
+        }
         for (; graphs.shown < lane.x.size(); ++graphs.shown) {
             const std::size_t at = graphs.shown;
             if (!std::isnan(lane.perplexity[at])) graphs.line[Perplexity]->addData(lane.x[at], lane.perplexity[at]);
@@ -263,11 +276,14 @@ void CurvesView::applyPalette() {
     }
     for (QCPItemStraightLine* cursor : m_cursors)
         cursor->setPen(QPen(mix(base, ink, 0.6), 1, Qt::SolidLine));
-    m_plot->legend->setBrush(base);
-    m_plot->legend->setBorderPen(QPen(grid, 1));
-    m_plot->legend->setFont(font());
-    m_plot->legend->setTextColor(ink);
-    m_plot->legend->setIconSize(34, 10);
+    m_legend->setFont(font());
+    m_legend->setTextColor(ink);
+    m_legend->setIconSize(34, fontMetrics().height() + 4); // a line of text with its descenders
+    for (int i = 0; i < m_legend->itemCount(); ++i) {
+        m_legend->item(i)->setFont(font());
+        m_legend->item(i)->setTextColor(ink);
+    }
+    wrapLegend();
     for (std::size_t i = 0; i < m_graphs.size(); ++i) {
         const LaneIndex lane{static_cast<std::int32_t>(i)};
         const QColor color = laneColor(lane, palette());
@@ -278,6 +294,39 @@ void CurvesView::applyPalette() {
         }
     }
     m_plot->replot(QCustomPlot::rpQueuedReplot);
+}
+
+// As many entries side by side as fit.
+void CurvesView::wrapLegend() {
+    int widest = 1;
+    for (const LaneCurve& lane : m_model.lanes())
+        widest = std::max(widest, fontMetrics().horizontalAdvance(lane.title) + 34 + 7 + m_legend->columnSpacing());
+    const int entries = static_cast<int>(m_model.lanes().size());
+    int columns = std::clamp((width() - 16) / widest, 1, std::max(1, entries));
+    if (entries > 0) columns = (entries + (entries + columns - 1) / columns - 1) / ((entries + columns - 1) / columns); // even rows
+    m_legend->setWrap(columns);
+    m_legend->setFillOrder(QCPLayoutGrid::foColumnsFirst, true);
+}
+
+void CurvesView::resizeEvent(QResizeEvent* event) {
+    TraceView::resizeEvent(event);
+    wrapLegend();
+}
+
+void CurvesView::showTable() {
+    try {
+        if (const auto shown = figure()) showPictureTable(shown->data(), this)->show();
+    } catch (const std::exception& error) {
+        QToolTip::showText(mapToGlobal(rect().center()), QString::fromUtf8(error.what()), this);
+    }
+}
+
+void CurvesView::contextMenuEvent(QContextMenuEvent* event) {
+    QMenu menu(this);
+    const bool any = !m_model.isEmpty();
+    menu.addAction(tr("Show as &table"), this, &CurvesView::showTable)->setEnabled(any);
+    menu.addAction(tr("Show &everything"), this, &CurvesView::resetZoom)->setEnabled(any && m_zoomed);
+    menu.exec(event->globalPos());
 }
 
 void CurvesView::moveCursor() {

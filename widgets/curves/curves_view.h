@@ -11,6 +11,7 @@ class QLabel;
 class QCustomPlot;
 class QCPAxisRect;
 class QCPGraph;
+class QCPLegend;
 class QCPItemStraightLine;
 class QCPRange;
 
@@ -28,20 +29,24 @@ public:
 
 public Q_SLOTS:
     void resetZoom();
+    void showTable(); // the numbers of the plot last clicked, in a dialog
 
 protected:
     bool eventFilter(QObject* object, QEvent* event) override; // mouse over the plot
     void keyPressEvent(QKeyEvent* event) override;
     void changeEvent(QEvent* event) override;
+    void resizeEvent(QResizeEvent* event) override;
+    void contextMenuEvent(QContextMenuEvent* event) override;
 
 private:
     enum Plot { Perplexity, Tpot, Memory, Plots };
-    struct Graphs { std::array<QCPGraph*, Plots> line{}; QCPGraph* raw = nullptr; std::size_t shown = 0; };
+    struct Graphs { std::array<QCPGraph*, Plots> line{}; QCPGraph* raw = nullptr; std::size_t shown = 0, window = 0; };
     void makePlots();
     void makeGraphs();
     void appendPoints();
     void scaleValues();
     void applyPalette();
+    void wrapLegend();
     void moveCursor();
     void seek(double pixelX);
     QString readout(int step) const;
@@ -52,6 +57,7 @@ private:
     CurvesModel m_model;
     QCustomPlot* m_plot = nullptr;
     QLabel* m_empty = nullptr;
+    QCPLegend* m_legend = nullptr; // above the plots: inside, four lanes would cover the curves
     std::array<QCPAxisRect*, Plots> m_rects{};
     std::array<QCPItemStraightLine*, Plots> m_cursors{};
     std::vector<Graphs> m_graphs; // per lane

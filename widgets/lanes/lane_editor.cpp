@@ -1,9 +1,9 @@
 #include "widgets/lanes/lane_editor.h"
 
 #include "widgets/lanes/lane_color.h"
+#include "widgets/policy/trimmed_spin_box.h"
 
 #include <QComboBox>
-#include <QDoubleSpinBox>
 #include <QEvent>
 #include <QHBoxLayout>
 #include <QLabel>
@@ -65,7 +65,7 @@ QLabel* dimLabel(const QString& text) {
 } // namespace
 
 LaneEditor::LaneEditor(LaneIndex lane, std::vector<PolicyInfo> policies, QWidget* parent) : QFrame(parent), m_lane(lane) {
-    setSizePolicy(QSizePolicy::Expanding, QSizePolicy::Maximum);
+    setSizePolicy(QSizePolicy::Expanding, QSizePolicy::Preferred);
     auto* column = new QVBoxLayout(this);
     column->setContentsMargins(8, 8, 8, 8);
     column->setSpacing(4);
@@ -79,8 +79,7 @@ LaneEditor::LaneEditor(LaneIndex lane, std::vector<PolicyInfo> policies, QWidget
     m_policy->setObjectName(QStringLiteral("policyButton"));
     m_policy->setAutoRaise(true);
     m_policy->setCheckable(true);
-    m_policy->setToolButtonStyle(Qt::ToolButtonTextBesideIcon);
-    m_policy->setArrowType(Qt::DownArrow);
+    m_policy->setToolButtonStyle(Qt::ToolButtonTextOnly);
     m_policy->setToolTip(tr("Choose the policy and its parameters"));
     QFont bold = m_policy->font();
     bold.setBold(true);
@@ -128,7 +127,7 @@ LaneEditor::LaneEditor(LaneIndex lane, std::vector<PolicyInfo> policies, QWidget
 
     connect(m_policy, &QToolButton::toggled, this, [this](bool open) {
         m_form->setVisible(open);
-        m_policy->setArrowType(open ? Qt::UpArrow : Qt::DownArrow);
+        showName();
         if (open) m_form->setFocus();
     });
     m_form->setFocusProxy(m_form->findChild<QComboBox*>(QStringLiteral("policy")));
@@ -141,6 +140,7 @@ LaneEditor::LaneEditor(LaneIndex lane, std::vector<PolicyInfo> policies, QWidget
     });
     for (QWidget* child : findChildren<QWidget*>())
         child->installEventFilter(this);
+    dimSummary();
     setLane(lane);
     m_spec = m_form->spec();
     showSpec();
@@ -155,7 +155,7 @@ void LaneEditor::makeBudgetRow() {
     m_slider = new QSlider(Qt::Horizontal);
     m_slider->setObjectName(QStringLiteral("budget"));
     m_slider->setMinimumWidth(48);
-    m_amount = new QDoubleSpinBox;
+    m_amount = new TrimmedSpinBox;
     m_amount->setObjectName(QStringLiteral("amount"));
     m_amount->setKeyboardTracking(false);
     m_amount->setAccelerated(true);
@@ -164,7 +164,7 @@ void LaneEditor::makeBudgetRow() {
     m_unit = new QComboBox;
     m_unit->setObjectName(QStringLiteral("unit"));
     m_unit->addItem(tr("%"));
-    m_unit->addItem(tr("tokens"));
+    m_unit->addItem(tr("tok"));
     m_unit->setAccessibleName(tr("Unit of the budget"));
     m_unit->setToolTip(tr("Budget as the share of tokens removed, or as tokens kept per layer and head"));
     m_budgetName->setBuddy(m_amount);
@@ -263,7 +263,7 @@ void LaneEditor::setFocused(bool focused) {
 void LaneEditor::setRemovable(bool removable) { m_remove->setVisible(removable); }
 
 void LaneEditor::showSpec() {
-    m_policy->setText(QString::fromStdString(m_spec.id));
+    showName();
     const PolicyInfo* policy = info();
     m_policy->setToolTip(policy ? QString::fromStdString(policy->summary) + QLatin1Char('\n') + tr("Click for policy and parameters")
                                 : tr("Choose the policy and its parameters"));
@@ -271,6 +271,10 @@ void LaneEditor::showSpec() {
     showSummary();
     showBudget();
     showLines();
+}
+
+void LaneEditor::showName() {
+    m_policy->setText(QString::fromStdString(m_spec.id) + (m_policy->isChecked() ? QStringLiteral("  ▴") : QStringLiteral("  ▾")));
 }
 
 void LaneEditor::showSummary() {
@@ -372,12 +376,16 @@ bool LaneEditor::eventFilter(QObject* object, QEvent* event) {
     return QFrame::eventFilter(object, event);
 }
 
+// Platform placeholder colours are too faint for text that must be read.
+void LaneEditor::dimSummary() {
+    if (!m_summary) return;
+    QPalette dim = palette();
+    dim.setColor(QPalette::PlaceholderText, dimText(palette()));
+    m_summary->setPalette(dim);
+}
+
 void LaneEditor::changeEvent(QEvent* event) {
-    if (event->type() == QEvent::PaletteChange && m_summary) {
-        QPalette dim = palette();
-        dim.setColor(QPalette::PlaceholderText, dimText(palette()));
-        m_summary->setPalette(dim);
-    }
+    if (event->type() == QEvent::PaletteChange) dimSummary();
     QFrame::changeEvent(event);
 }
 

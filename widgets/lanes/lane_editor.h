@@ -61,7 +61,9 @@ private:
     void showSpec();
     void showBudget();
     void showLines();
+    void showName();
     void showSummary();
+    void dimSummary();
     void setBudget(const Budget& budget);
     void sliderMoved();
     int tokensHigh() const;

@@ -1,7 +1,8 @@
 #include "widgets/policy/policy_form.h"
 
+#include "widgets/policy/trimmed_spin_box.h"
+
 #include <QComboBox>
-#include <QDoubleSpinBox>
 #include <QEvent>
 #include <QFormLayout>
 #include <QLabel>
@@ -77,7 +78,7 @@ PolicyForm::PolicyForm(std::vector<PolicyInfo> policies, QWidget* parent) : QWid
     column->setContentsMargins(0, 0, 0, 0);
 
     auto* top = new QFormLayout;
-    top->setFieldGrowthPolicy(QFormLayout::ExpandingFieldsGrow);
+    top->setFieldGrowthPolicy(QFormLayout::AllNonFixedFieldsGrow);
     m_policy = new QComboBox;
     m_policy->setObjectName(QStringLiteral("policy"));
     m_policy->setAccessibleName(tr("Policy"));
@@ -112,6 +113,7 @@ PolicyForm::PolicyForm(std::vector<PolicyInfo> policies, QWidget* parent) : QWid
     m_reset->setObjectName(QStringLiteral("reset"));
     m_reset->setToolTip(tr("Sets every parameter of this policy to its default"));
     column->addWidget(m_reset, 0, Qt::AlignLeft);
+    column->addStretch(1);
     connect(m_reset, &QPushButton::clicked, this, &PolicyForm::resetToDefaults);
 
     connect(m_policy, &QComboBox::currentIndexChanged, this, [this] {
@@ -171,7 +173,7 @@ void PolicyForm::build(const std::map<std::string, std::string>& params) {
     m_params = new QWidget;
     m_form = new QFormLayout(m_params);
     m_form->setContentsMargins(0, 0, 0, 0);
-    m_form->setFieldGrowthPolicy(QFormLayout::ExpandingFieldsGrow);
+    m_form->setFieldGrowthPolicy(QFormLayout::AllNonFixedFieldsGrow);
     delete layout()->replaceWidget(old, m_params);
     old->hide();
     old->deleteLater();
@@ -228,7 +230,7 @@ PolicyForm::Editor PolicyForm::makeEditor(const ParamInfo& param) {
         break;
     }
     case ParamInfo::Type::real: {
-        auto* box = new QDoubleSpinBox;
+        auto* box = new TrimmedSpinBox;
         const double start = initial.toDouble();
         const int decimals = std::clamp(std::max(decimalsOf(start) + 1, decimalsOf(param.low)), 2, 9);
         box->setDecimals(decimals);

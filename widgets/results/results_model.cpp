@@ -12,6 +12,8 @@ namespace {
 
 bool isBytes(const std::string& field) { return field == "bytes" || field.ends_with("_bytes"); }
 
+bool isShare(const std::string& field) { return field.ends_with("ratio") || field.ends_with("share") || field.ends_with("score"); }
+
 QString shownReal(double value) {
     if (std::isnan(value)) return {};
     const double size = std::abs(value);
@@ -50,7 +52,10 @@ QString shownValue(const std::string& field, const Measurement::Value& value) {
     if (const auto* flag = std::get_if<bool>(&value)) return *flag ? ResultsModel::tr("yes") : ResultsModel::tr("no");
     if (const auto* integer = std::get_if<std::int64_t>(&value))
         return isBytes(field) ? QLocale().toString(static_cast<double>(*integer) / 1e6, 'f', 3) : QLocale().toString(static_cast<qlonglong>(*integer));
-    if (const auto* real = std::get_if<double>(&value)) return isBytes(field) ? shownReal(*real / 1e6) : shownReal(*real);
+    if (const auto* real = std::get_if<double>(&value)) {
+        if (isShare(field) && !std::isnan(*real)) return QLocale().toString(*real, 'g', 4);
+        return isBytes(field) ? shownReal(*real / 1e6) : shownReal(*real);
+    }
     if (const auto* list = std::get_if<std::vector<double>>(&value)) {
         constexpr std::size_t Most = 4; // the tooltip has them all
         QStringList parts;

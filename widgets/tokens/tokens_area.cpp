@@ -107,7 +107,7 @@ void TokensArea::paintEvent(QPaintEvent* event) {
     if (const QRectF rect = rectOf(m_position); !rect.isEmpty()) {
         // Two rings, so that the outline shows on every colour.
         painter.setBrush(Qt::NoBrush);
-        painter.setPen(QPen(palette().color(QPalette::Base), 4));
+        painter.setPen(QPen(palette().color(QPalette::Base), 3));
         painter.drawRect(rect.adjusted(-0.5, 0.5, 0, -0.5));
         painter.setPen(QPen(palette().color(hasFocus() ? QPalette::Highlight : QPalette::Text), 2));
         painter.drawRect(rect.adjusted(-0.5, 0.5, 0, -0.5));

@@ -21,6 +21,19 @@
 
 namespace keepsight {
 
+// Ends in an ellipsis where it is too long, and says all of it in the tooltip.
+class TokensTitle : public QLabel {
+public:
+    TokensTitle() { setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred); }
+
+protected:
+    void paintEvent(QPaintEvent*) override {
+        QPainter painter(this);
+        painter.setPen(palette().color(QPalette::WindowText));
+        painter.drawText(rect(), Qt::AlignLeft | Qt::AlignVCenter, fontMetrics().elidedText(text(), Qt::ElideRight, width() - 6));
+    }
+};
+
 // Colour scale and the two looks that are not on it.
 class TokensLegend : public QWidget {
 public:
@@ -87,9 +100,8 @@ TokensView::TokensView(QWidget* parent) : TraceView(parent) {
     column->setSpacing(0);
     auto* top = new QHBoxLayout;
     top->setContentsMargins(8, 4, 8, 2);
-    m_title = new QLabel;
+    m_title = new TokensTitle;
     m_title->setObjectName(QStringLiteral("title"));
-    m_title->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
     top->addWidget(m_title, 1);
     m_symbols = new QCheckBox(tr("&White space"));
     m_symbols->setObjectName(QStringLiteral("symbols"));

@@ -97,7 +97,10 @@ void TimelineSlider::paintEvent(QPaintEvent*) {
         }
         if (m_last >= 2) {
             painter.setBrush(accent);
-            painter.drawRect(QRectF(evictEnd(), bar.top(), xOf(m_last) - evictEnd(), bar.height()));
+            const double now = std::max(evictEnd(), xOf(value()));
+            painter.drawRect(QRectF(evictEnd(), bar.top(), now - evictEnd(), bar.height()));
+            painter.setBrush(prefill); // recorded, but later than what is shown
+            painter.drawRect(QRectF(now, bar.top(), xOf(m_last) - now, bar.height()));
         }
         const QPointF centre(xOf(value()), bar.center().y());
         painter.setBrush(accent);
@@ -109,6 +112,7 @@ void TimelineSlider::paintEvent(QPaintEvent*) {
             painter.drawEllipse(centre, Knob + 1.5, Knob + 1.5);
         }
     }
+    if (m_last < 0) return;
     QFont small = font();
     if (small.pointSizeF() > 0) small.setPointSizeF(small.pointSizeF() * 0.85);
     painter.setFont(small);
