@@ -5,6 +5,7 @@
 #include "app/gui/setup_panel.h"
 #include "app/gui/theme.h"
 #include "app/gui/view_dock.h"
+#include "widgets/attention/attention_view.h"
 #include "widgets/transport/transport_bar.h"
 
 #include <QApplication>
@@ -121,10 +122,10 @@ void MainWindow::makeDocks() {
         connect(dock, &QDockWidget::dockLocationChanged, this, [this] { QTimer::singleShot(0, this, &MainWindow::showTabs); });
         connect(dock, &QDockWidget::topLevelChanged, this, [this] { QTimer::singleShot(0, this, &MainWindow::showTabs); });
         connect(dock, &QDockWidget::visibilityChanged, this, [this] { QTimer::singleShot(0, this, &MainWindow::showTabs); });
-        // A view may ask for one head at full resolution; found by signature, so that no view is known by its class.
-        if (view->metaObject()->indexOfSignal("fullResolutionRequested(keepsight::LayerIndex,keepsight::HeadIndex)") >= 0)
-            connect(view, SIGNAL(fullResolutionRequested(keepsight::LayerIndex, keepsight::HeadIndex)), this,
-                    SLOT(askFullAttention(keepsight::LayerIndex, keepsight::HeadIndex)));
+        if (auto* attention = qobject_cast<AttentionView*>(view)) {
+            attention->setFullResolutionAvailable(false);
+            connect(attention, &AttentionView::fullResolutionRequested, this, &MainWindow::askFullAttention);
+        }
         m_docks << dock;
     }
 

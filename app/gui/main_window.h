@@ -64,9 +64,6 @@ protected:
     void dragEnterEvent(QDragEnterEvent* event) override;
     void dropEvent(QDropEvent* event) override;
 
-private Q_SLOTS:
-    void askFullAttention(keepsight::LayerIndex layer, keepsight::HeadIndex queryHead);
-
 private:
     // main_window.cpp: what there is and where it stands
     void makeDocks();
@@ -102,6 +99,8 @@ private:
     void onLanesEdited(std::optional<LaneIndex> lane);
     void applyLanes(const std::vector<LaneSpec>& lanes); // undo and redo
     void follow(const std::vector<LaneSpec>& before);    // previews and reruns after a change of lanes
+    void askFullAttention(LayerIndex layer, HeadIndex queryHead);
+    void setModel(std::optional<ModelInfo> model); // and what depends on having one
     void showBusy(bool busy);
     void countPrompt();
     bool canPreview() const;

@@ -99,7 +99,9 @@ void MainWindow::makeActions() {
         act->setToolTip(tr("Show %1 and give it the keyboard").arg(dock->windowTitle()));
     }
     auto* shown = view->addMenu(tr("Panels"));
-    for (QDockWidget* dock : QList<QDockWidget*>(m_docks.begin(), m_docks.end()) << m_setupDock << m_inspectorDock)
+    for (auto* dock : m_docks)
+        shown->addAction(dock->toggleViewAction());
+    for (auto* dock : {m_setupDock, m_inspectorDock})
         shown->addAction(dock->toggleViewAction());
     addAction("view.resetLayout", view, tr("Reset the arrangement"), {}, [this] {
         arrangeDocks();

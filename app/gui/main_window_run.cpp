@@ -2,6 +2,7 @@
 #include "app/gui/message_bar.h"
 #include "app/gui/setup_panel.h"
 #include "engine/data/error.h"
+#include "widgets/attention/attention_view.h"
 
 #include <QAction>
 #include <QFileInfo>
@@ -104,7 +105,8 @@ void MainWindow::onProgress(JobId id, const Progress& progress) {
     m_progress->setRange(0, progress.total > 0 ? 1000 : 0);
     if (progress.total > 0) m_progress->setValue(int(1000.0 * double(progress.done) / double(progress.total)));
     QString text = QString::fromStdString(progress.stage);
-    if (progress.total > 0 && progress.total < (1 << 24)) text += tr(" %1 of %2").arg(progress.done).arg(progress.total);
+    const bool counted = std::any_of(progress.stage.begin(), progress.stage.end(), [](char c) { return c >= '0' && c <= '9'; });
+    if (!counted && progress.total > 0 && progress.total < (1 << 24)) text += tr(" %1 of %2").arg(progress.done).arg(progress.total);
     if (progress.etaSeconds >= 0) text += QString(" %1 ").arg(QChar(0x00B7)) + duration(progress.etaSeconds);
     m_progressLabel->setText(text);
 }
@@ -143,8 +145,7 @@ void MainWindow::onFailed(JobId id, const QString& reason) {
     } else if (id == m_opening) {
         m_opening = 0;
         m_openingModel.clear();
-        m_model.reset();
-        m_held.reset();
+        setModel(std::nullopt);
         m_modelLabel->setText(tr("no model"));
         m_setup->setModels(m_settings.recentModels(), {});
     } else if (id == m_run) {
@@ -159,9 +160,14 @@ void MainWindow::onFailed(JobId id, const QString& reason) {
     showBusy(m_run || m_opening || m_map);
 }
 
-void MainWindow::onModel(const ModelInfo& model) {
-    m_model = model;
+void MainWindow::setModel(std::optional<ModelInfo> model) {
+    m_model = std::move(model);
     m_held.reset();
+    if (auto* attention = qobject_cast<AttentionView*>(view("attention"))) attention->setFullResolutionAvailable(m_model.has_value());
+}
+
+void MainWindow::onModel(const ModelInfo& model) {
+    setModel(model);
     const QString path = std::exchange(m_openingModel, {});
     m_settings.addRecentModel(path);
     m_setup->setModels(m_settings.recentModels(), path);
@@ -185,8 +191,7 @@ void MainWindow::openModel(const QString& path) {
     options.model = path.toStdString();
     options.device = qEnvironmentVariable("KEEPSIGHT_DEVICE", "auto").toStdString();
     m_openingModel = path;
-    m_model.reset();
-    m_held.reset();
+    setModel(std::nullopt);
     m_run = 0; // opening stops everything else
     m_modelLabel->setText(tr("opening %1").arg(QFileInfo(path).fileName()));
     m_opening = m_worker->open(options);

@@ -1,0 +1,287 @@
+// The real window with the real default model, driven as a user would.
+#include "app/gui/command_palette.h"
+#include "app/gui/export_dialog.h"
+#include "app/gui/main_window.h"
+#include "app/gui/message_bar.h"
+#include "app/gui/setup_panel.h"
+#include "app/gui/theme.h"
+#include "engine/data/error.h"
+#include "engine/data/picture.h"
+
+#include <QAction>
+#include <QComboBox>
+#include <QDir>
+#include <QDropEvent>
+#include <QMimeData>
+#include <QPlainTextEdit>
+#include <QSignalSpy>
+#include <QSlider>
+#include <QStandardPaths>
+#include <QTemporaryDir>
+#include <QToolButton>
+#include <QtTest>
+
+using namespace keepsight;
+
+class WindowTest : public QObject {
+    Q_OBJECT
+
+    static constexpr int Long = 180000;
+    QTemporaryDir m_dir;
+    QString m_model;
+    std::unique_ptr<MainWindow> m_window;
+
+    template <class T>
+    T* child(const char* name) const {
+        return m_window->findChild<T*>(name);
+    }
+    TracePtr shown() const { return m_window->session()->shown(); }
+    TracePtr recorded() const { return m_window->session()->recorded(); }
+    void run(const char* action) const {
+        QSignalSpy ended(m_window.get(), &MainWindow::runEnded);
+        m_window->action(action)->trigger();
+        QVERIFY2(ended.wait(Long), qPrintable(m_window->messages()->text()));
+        QCOMPARE(ended.size(), 1);
+    }
+    static int keptByB(const Trace& trace) { return trace.lanes.at(1).retention.countAt(Step(1), LayerIndex(2), HeadIndex(1)); }
+    static void compare(const Trace& a, const Trace& b, const char* name) {
+        PictureFocus focus;
+        focus.lane = LaneIndex(1);
+        if (QByteArray(name) == "attention") {
+            focus.layer = LayerIndex(3);
+            focus.head = HeadIndex(1);
+        }
+        QCOMPARE(toJson(picture(a, name, focus)), toJson(picture(b, name, focus)));
+    }
+
+private Q_SLOTS:
+    void initTestCase() {
+        QStandardPaths::setTestModeEnabled(true);
+        QCoreApplication::setOrganizationName("keepsight-test");
+        QCoreApplication::setApplicationName(QString("window-test-%1").arg(QCoreApplication::applicationPid()));
+        QSettings::setDefaultFormat(QSettings::IniFormat);
+        QSettings::setPath(QSettings::IniFormat, QSettings::UserScope, m_dir.path());
+        initResources();
+        rememberSystemPalette();
+        applyTheme(Theme::light);
+        const auto models = QDir(KEEPSIGHT_BUILD "/models").entryInfoList({"*.gguf"});
+        if (models.isEmpty()) QSKIP("The default model is not installed: run tests/run.sh");
+        m_model = models.front().filePath();
+        m_window = std::make_unique<MainWindow>(MainWindow::Options{.restoreLayout = false, .askBeforeClosing = false});
+        m_window->resize(1280, 800);
+        m_window->show();
+        QVERIFY(QTest::qWaitForWindowExposed(m_window.get()));
+    }
+    void cleanupTestCase() { m_window.reset(); }
+
+    void runningWithoutAModelSaysWhatToDo() {
+        m_window->action("run.score")->trigger();
+        QVERIFY(m_window->messages()->isVisible());
+        QVERIFY(m_window->messages()->text().contains("No model is open"));
+        QVERIFY(!m_window->worker()->isBusy());
+    }
+    void aBadModelPathShowsTheSentenceAndTheWindowLives() {
+        const QString wrong = m_dir.filePath("no such model.gguf");
+        QSignalSpy failed(m_window->worker(), &EngineWorker::failed);
+        m_window->openModel(wrong);
+        QVERIFY(failed.wait(Long));
+        QVERIFY(m_window->messages()->isVisible());
+        QCOMPARE(m_window->messages()->kind(), MessageBar::Kind::error);
+        QVERIFY2(m_window->messages()->text().contains("no such model.gguf"), qPrintable(m_window->messages()->text()));
+        QVERIFY(m_window->isVisible());
+        QVERIFY(!m_window->hasModel());
+    }
+    void opensTheModel() {
+        QSignalSpy ready(m_window.get(), &MainWindow::modelReady);
+        m_window->openModel(m_model);
+        QVERIFY(ready.wait(Long));
+        QVERIFY(m_window->hasModel());
+        QCOMPARE(m_window->setup()->modelPath(), m_model);
+    }
+    void scoresAText() {
+        auto* edit = child<QPlainTextEdit>("promptEdit");
+        QVERIFY(edit);
+        QString text;
+        for (int i = 0; i < 12; ++i)
+            text += QString("On night %1 the keeper wrote the height of the swell and the names of the ships. ").arg(i);
+        edit->setPlainText(text);
+        m_window->setup()->prompt()->setPrefixRatio(0.9);
+        QSignalSpy updates(m_window->worker(), &EngineWorker::traceUpdated);
+        run("run.score");
+        QVERIFY(updates.size() > 1);
+        const auto trace = recorded();
+        QVERIFY(trace && trace->run.finished);
+        QCOMPARE(trace->lanes.size(), std::size_t(2));
+        QVERIFY(trace->perplexityAt(LaneIndex(0), Step(trace->lastStep())) > 1);
+        QVERIFY(m_window->session()->isUnsaved());
+        QVERIFY(m_window->isWindowModified());
+        QCOMPARE(keptByB(*trace), trace->lanes[1].policy.budget.resolve(trace->prefillLength));
+    }
+    void draggingTheBudgetPreviewsAndReleasingReruns() {
+        auto* editor = m_window->setup()->lanes()->editor(LaneIndex(1));
+        auto* slider = editor->findChild<QSlider*>();
+        QVERIFY(slider);
+        const int before = keptByB(*shown());
+        const auto base = recorded();
+        QSignalSpy previews(m_window.get(), &MainWindow::previewShown);
+        slider->setSliderDown(true);
+        slider->setSliderPosition(slider->minimum() + (slider->maximum() - slider->minimum()) * 8 / 10);
+        QVERIFY(previews.wait(10000));
+        QVERIFY(m_window->session()->isPreview());
+        const int dragged = keptByB(*shown());
+        QVERIFY2(dragged < before, qPrintable(QString("%1 then %2").arg(before).arg(dragged)));
+        QCOMPARE(dragged, editor->spec().budget.resolve(base->prefillLength));
+        QVERIFY2(m_window->lastPreviewMs() < 500, qPrintable(QString::number(m_window->lastPreviewMs())));
+        qInfo("preview of %d tokens: %.1f ms", int(base->prefillLength), m_window->lastPreviewMs());
+
+        QSignalSpy ended(m_window.get(), &MainWindow::runEnded);
+        slider->setSliderDown(false);
+        QVERIFY(ended.wait(Long));
+        QTRY_VERIFY(!m_window->session()->isPreview());
+        QCOMPARE(keptByB(*recorded()), dragged);
+        QVERIFY(recorded()->run.finished);
+    }
+    void undoAndRedoOfTheBudget() {
+        QVERIFY(m_window->undoStack()->canUndo());
+        const int now = keptByB(*recorded());
+        QSignalSpy ended(m_window.get(), &MainWindow::runEnded);
+        m_window->action("edit.undo")->trigger();
+        QVERIFY(ended.wait(Long));
+        const int undone = keptByB(*recorded());
+        QVERIFY(undone > now);
+        ended.clear();
+        m_window->action("edit.redo")->trigger();
+        QVERIFY(ended.wait(Long));
+        QCOMPARE(keptByB(*recorded()), now);
+    }
+    void scrubbingMovesEveryView() {
+        auto* slider = child<QSlider>("timeline");
+        QVERIFY(slider);
+        slider->setValue(1);
+        QCOMPARE(m_window->focusModel()->focus().step, Step(1));
+        const auto early = m_window->view("retained")->grab().toImage();
+        slider->setValue(slider->maximum());
+        QCOMPARE(m_window->focusModel()->focus().step.value, shown()->lastStep());
+        QTest::qWait(50);
+        QVERIFY(m_window->view("retained")->grab().toImage() != early);
+    }
+    void cancelEndsARunWithin200Ms() {
+        auto* settings = m_window->setup()->findChild<RunSettings*>();
+        Job longer;
+        longer.kind = RunKind::generate;
+        longer.generate.maxNew = 2000;
+        longer.generate.ignoreEos = true;
+        settings->show(longer);
+        QSignalSpy ended(m_window.get(), &MainWindow::runEnded);
+        m_window->action("run.generate")->trigger();
+        QVERIFY(QTest::qWaitFor([&] { return shown() && shown()->run.kind == "generate" && shown()->lastStep() >= 6; }, Long));
+        auto* button = child<QToolButton>("cancelButton");
+        QVERIFY(button && button->isEnabled());
+        QElapsedTimer since;
+        since.start();
+        QTest::mouseClick(button, Qt::LeftButton);
+        QVERIFY(ended.wait(5000));
+        QVERIFY2(since.elapsed() < 200, qPrintable(QString("%1 ms").arg(since.elapsed())));
+        QCOMPARE(ended.front().front().value<Outcome>(), Outcome::cancelled);
+        QVERIFY(recorded()->run.cancelled);
+        QVERIFY(recorded()->lanes[0].generated.size() >= 5);
+        QVERIFY(!button->isEnabled());
+    }
+    void exportsTheRetainedFigure() {
+        auto figure = m_window->view("retained")->figure();
+        QVERIFY(figure);
+        ExportDialog dialog(std::move(figure));
+        QSignalSpy exported(&dialog, &ExportDialog::exported);
+        const QString path = m_dir.filePath("retained.pdf");
+        dialog.exportTo(path);
+        QCOMPARE(exported.size(), 1);
+        QFile file(path);
+        QVERIFY(file.open(QIODevice::ReadOnly));
+        const QByteArray bytes = file.readAll();
+        QVERIFY(bytes.startsWith("%PDF-"));
+        QVERIFY(bytes.size() > 2000);
+        dialog.exportTo("/proc/no/such/place.pdf");
+        QCOMPARE(exported.size(), 1);
+    }
+    void aSavedSessionShowsTheSame() {
+        run("run.score");
+        const auto before = recorded();
+        const QString path = m_dir.filePath("a run.keep");
+        QSignalSpy saved(m_window->session(), &SessionModel::saved);
+        m_window->session()->save(path);
+        QVERIFY(saved.wait(Long));
+        QVERIFY(!m_window->session()->isUnsaved());
+        m_window->session()->clear();
+        QVERIFY(!shown());
+
+        QMimeData data; // dropped on the window
+        data.setUrls({QUrl::fromLocalFile(path)});
+        QDragEnterEvent enter(QPoint(50, 50), Qt::CopyAction, &data, Qt::LeftButton, Qt::NoModifier);
+        QApplication::sendEvent(m_window.get(), &enter);
+        QVERIFY(enter.isAccepted());
+        QSignalSpy opened(m_window->session(), &SessionModel::opened);
+        QDropEvent drop(QPointF(50, 50), Qt::CopyAction, &data, Qt::LeftButton, Qt::NoModifier);
+        QApplication::sendEvent(m_window.get(), &drop);
+        QVERIFY(opened.wait(Long));
+        QVERIFY(recorded() != before);
+        for (const char* name : {"retained", "attention", "tokens", "ppl", "tpot", "memory"})
+            compare(*before, *recorded(), name);
+        QVERIFY(m_window->windowTitle().contains("a run.keep"));
+        QVERIFY(!m_window->session()->isUnsaved());
+    }
+    void aFileOfAnotherKindIsRefusedInOneSentence() {
+        const QString path = m_dir.filePath("picture.png");
+        QFile file(path);
+        QVERIFY(file.open(QIODevice::WriteOnly));
+        file.write("not a picture");
+        file.close();
+        m_window->openAnything(path);
+        QVERIFY(m_window->messages()->text().contains("picture.png"));
+        const QString broken = m_dir.filePath("broken.keep");
+        QVERIFY(QFile::copy(path, broken));
+        QSignalSpy failed(m_window->session(), &SessionModel::failed);
+        m_window->openAnything(broken);
+        QVERIFY(failed.wait(Long));
+        QVERIFY(m_window->messages()->text().contains("broken.keep"));
+        QVERIFY(recorded()); // what was open stays
+    }
+    void aSmallNeedleGrid() {
+        auto* settings = m_window->setup()->findChild<RunSettings*>();
+        Job job;
+        job.kind = RunKind::needle;
+        job.needle.lengths = {120};
+        job.needle.depths = {50};
+        settings->show(job);
+        run("run.needle");
+        QCOMPARE(std::count_if(recorded()->measurements.begin(), recorded()->measurements.end(), [](const Measurement& m) { return m.kind == "needle"; }), 2);
+    }
+    void thePaletteFindsEveryAction() {
+        QVERIFY(CommandPalette::fit("score", "Run ▸ Score") > CommandPalette::fit("score", "View ▸ Reset the arrangement"));
+        QVERIFY(CommandPalette::fit("xyz", "Run ▸ Score") < 0);
+        m_window->action("edit.palette")->trigger();
+        auto* palette = m_window->findChild<CommandPalette*>();
+        QVERIFY(palette);
+        QSignalSpy triggered(m_window->action("view.needle"), &QAction::triggered);
+        QTest::keyClicks(palette->focusWidget(), "view needle");
+        QTest::keyClick(palette->focusWidget(), Qt::Key_Return);
+        QVERIFY(triggered.wait(2000));
+    }
+    void settingsAreReadAsTyped() {
+        QCOMPARE(parseLengths("200:600:200"), (std::vector<int>{200, 400, 600}));
+        QCOMPARE(parsePercents("0, 50,100"), (std::vector<double>{0, 50, 100}));
+        QVERIFY_EXCEPTION_THROWN(parseLengths("many"), UsageError);
+        QVERIFY_EXCEPTION_THROWN(parsePercents("120"), UsageError);
+    }
+    void nothingIsClippedAt1280x800() {
+        m_window->resize(1280, 800);
+        QTest::qWait(100);
+        QCOMPARE(m_window->size(), QSize(1280, 800)); // the contents do not force it wider
+        for (const char* id : {"tokens", "retained", "attention", "curves"}) {
+            const auto* view = m_window->view(id);
+            QVERIFY2(view->width() >= 200 && view->height() >= 150, id);
+        }
+    }
+};
+
+QTEST_MAIN(WindowTest)
+#include "window_test.moc"
