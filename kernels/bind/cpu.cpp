@@ -14,7 +14,7 @@
 namespace keepsight::ops {
 namespace {
 
-constexpr int64_t DirectRows = 8;          // up to this many rows of x the weights are used as stored
+constexpr int64_t DirectRows = 24, DirectRowsBf16 = 16; // up to this many rows of x the weights are used as stored
 constexpr int64_t ChunkBytes = 8 << 20;    // of weights written out at a time for a matrix product: stays in the last-level cache
 
 Element elementOf(const at::Tensor& tensor) { return tensor.scalar_type() == at::kFloat ? Element::f32 : Element::bf16; }
@@ -63,7 +63,7 @@ at::Tensor linearCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t 
     const at::Tensor x = xIn.contiguous(), packed = packedIn.contiguous();
     const int64_t count = x.size(0), rows = packed.size(0);
     if (count == 0 || rows == 0) return at::empty({count, rows}, x.options());
-    if (count <= DirectRows) {
+    if (count <= (x.scalar_type() == at::kFloat ? DirectRows : DirectRowsBf16)) {
         at::Tensor y = at::empty({count, rows}, x.options()), biasFloats = bias ? floats(*bias) : at::Tensor();
         onCpu("linear", [&](const CpuKernels& kernels) {
             kernels.linear({matrixOf(packed, weightType, columns), x.const_data_ptr(), y.data_ptr(), elementOf(x), count,

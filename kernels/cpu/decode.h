@@ -8,6 +8,24 @@ namespace {
 
 constexpr int Unit = 32, UnitVectors = Unit / Lanes;
 
+// values = d·q + offset for the 32 nibbles of a block; d·q is exact in fp32, so there is one rounding, with FMA or without. A vector of 16
+// lanes holds all 16 possible values, and nibbles become indices into it.
+KEEPSIGHT_INLINE void decodeNibbles(const std::uint8_t* nibbles, Floats d, Floats offset, float zero, Floats (&values)[UnitVectors]) {
+#if defined(__AVX512F__)
+    const Floats steps = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const __m512 table = (__m512)(d * (steps - zero) + offset);
+    const __m512i bytes = (__m512i)widen(nibbles); // the permutation looks at the low 4 bits only
+    values[0] = (Floats)_mm512_permutexvar_ps(bytes, table);
+    values[1] = (Floats)_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table);
+#else
+    for (int k = 0; k < UnitVectors / 2; ++k) {
+        const Ints bytes = widen(nibbles + k * Lanes);
+        values[k] = d * (toFloats(bytes & 15) - zero) + offset;
+        values[k + UnitVectors / 2] = d * (toFloats(bytes >> 4) - zero) + offset;
+    }
+#endif
+}
+
 template <Stored Type>
 KEEPSIGHT_INLINE void decodeUnit(const std::uint8_t* row, std::int64_t unit, Floats (&values)[UnitVectors]) {
     if constexpr (Type == Stored::f32) {
@@ -21,26 +39,16 @@ KEEPSIGHT_INLINE void decodeUnit(const std::uint8_t* row, std::int64_t unit, Flo
             values[k] = loadHalves(row + unit * 64 + k * Lanes * 2);
     } else if constexpr (Type == Stored::q8_0) {
         const std::uint8_t* block = row + unit * 34;
-        const Floats d = broadcast(loadHalf(block));
+        const Floats d = broadcastHalf(block);
         for (int k = 0; k < UnitVectors; ++k)
             values[k] = d * toFloats(widenSigned(block + 2 + k * Lanes));
     } else if constexpr (Type == Stored::q4_0) {
         const std::uint8_t* block = row + unit * 18;
-        const Floats d = broadcast(loadHalf(block));
-        for (int k = 0; k < UnitVectors / 2; ++k) {
-            const Ints bytes = widen(block + 2 + k * Lanes);
-            values[k] = d * toFloats((bytes & 15) - 8);
-            values[k + UnitVectors / 2] = d * toFloats((bytes >> 4) - 8);
-        }
+        decodeNibbles(block + 2, broadcastHalf(block), Floats{}, 8, values);
     } else {
         static_assert(Type == Stored::q4_1);
         const std::uint8_t* block = row + unit * 20;
-        const Floats d = broadcast(loadHalf(block)), m = broadcast(loadHalf(block + 2));
-        for (int k = 0; k < UnitVectors / 2; ++k) {
-            const Ints bytes = widen(block + 4 + k * Lanes);
-            values[k] = d * toFloats(bytes & 15) + m; // d·q is exact in fp32: one rounding, with FMA or without
-            values[k + UnitVectors / 2] = d * toFloats(bytes >> 4) + m;
-        }
+        decodeNibbles(block + 4, broadcastHalf(block), broadcastHalf(block + 2), 0, values);
     }
 }
 

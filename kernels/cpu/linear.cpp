@@ -46,10 +46,10 @@ void dot(const Task& task) {
             task.y[s * task.yRow + r] = sum(acc[r][s]);
 }
 
-// Rows of x are taken as 4 + 2 + 1, rows of W as 4 (2 for 4 rows of x: the accumulators must stay in registers) + 1.
+// Rows of x are taken by 8, 4, 2, 1 (8 where 32 registers hold the accumulators), rows of W by 4 or 2, then 1.
 template <Stored Type, int XRows>
 void rows(Task task, std::int64_t wRows) {
-    constexpr int Group = XRows == 4 ? 2 : 4;
+    constexpr int Group = XRows >= 4 ? 2 : 4;
     for (; wRows >= Group; wRows -= Group, task.w += Group * task.rowBytes, task.y += Group)
         dot<Type, Group, XRows>(task);
     for (; wRows > 0; --wRows, task.w += task.rowBytes, ++task.y)
@@ -59,8 +59,9 @@ void rows(Task task, std::int64_t wRows) {
 template <Stored Type>
 void block(Task task, std::int64_t wRows, std::int64_t xRows) {
     while (xRows > 0) {
-        const int taken = xRows >= 4 ? 4 : xRows >= 2 ? 2 : 1;
-        if (taken == 4) rows<Type, 4>(task, wRows);
+        const int taken = Lanes == 16 && xRows >= 8 ? 8 : xRows >= 4 ? 4 : xRows >= 2 ? 2 : 1;
+        if (taken == 8) rows<Type, 8>(task, wRows);
+        else if (taken == 4) rows<Type, 4>(task, wRows);
         else if (taken == 2) rows<Type, 2>(task, wRows);
         else rows<Type, 1>(task, wRows);
         xRows -= taken;

@@ -108,6 +108,15 @@ KEEPSIGHT_INLINE float loadHalf(const std::uint8_t* from) {
     __builtin_memcpy(&half, from, 2);
     return floatOfHalf(half);
 }
+KEEPSIGHT_INLINE Floats broadcastHalf(const std::uint8_t* from) { // the half at `from` in every lane
+#if defined(__AVX512F__)
+    std::int16_t half;
+    __builtin_memcpy(&half, from, 2);
+    return (Floats)_mm512_cvtph_ps(_mm256_set1_epi16(half));
+#else
+    return broadcast(loadHalf(from));
+#endif
+}
 KEEPSIGHT_INLINE Floats loadHalves(const std::uint8_t* from) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
