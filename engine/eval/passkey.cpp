@@ -9,19 +9,19 @@
 namespace keepsight {
 namespace {
 
-constexpr std::string_view Instruction = "Somewhere in the text below there is a pass key. Find it and remember it; you will be asked for "
-                                         "it. The rest of the text does not matter.\n\n";
-constexpr std::string_view Question = "\n\nWhat is the pass key that was given in the text above?";
+// Chosen by trial: a 135M model with its full cache must find the key in 4000 tokens. Asking for a number matters most; with
+// "What is the pass key?" it explains what pass keys are.
+constexpr std::string_view Instruction = "An important number is hidden in a long and boring text. Find the pass key and remember it. "
+                                         "I will ask you for the pass key at the end.\n\n";
+constexpr std::string_view Question = "\n\nThe text above mentions a pass key, which is a number. Which number is it?";
 constexpr std::string_view AnswerCue = "The pass key is";
 constexpr std::string_view RawJoint = "\n"; // stands between question and cue where no frame does
 
 constexpr std::array<std::string_view, 5> OwnFiller = {
-    "The path climbs slowly between the stones. ",          "A thin wind moves the dry grass on the slope. ",
-    "Far below, the river bends twice and goes on. ",       "Clouds drift over the ridge and leave no shade. ",
-    "By evening the air is cool and the valley is quiet. ",
+    "The road is long. ", "The field is wide. ", "The wind is soft. ", "The day is slow. ", "On we walk, and home again. ",
 };
 
-std::string keyStatement(const std::string& key) { return "The pass key is " + key + ". Remember it: " + key + " is the pass key. "; }
+std::string keyStatement(const std::string& key) { return "The pass key is " + key + ". Remember it. " + key + " is the pass key. "; }
 
 // The SplitMix64 step: the same numbers on every platform, which std distributions do not promise.
 std::uint64_t nextRandom(std::uint64_t& state) {
