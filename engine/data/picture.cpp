@@ -126,7 +126,7 @@ PictureData attention(const Trace& trace, const PictureFocus& focus) {
 
     const AttentionMap& some = prefill ? *prefill : *own;
     const int colBin = prefill && own ? std::gcd(prefill->colBin, own->colBin) : some.colBin;
-    const Position keys = std::max(prefill ? std::min(prefill->cols * prefill->colBin, prefill->rowEnd) : 0, own ? std::min(own->cols * own->colBin, own->rowEnd) : 0);
+    const Position keys = std::max(prefill ? std::min(prefill->cols * prefill->colBin, prefill->rowEnd) : 0, own ? std::min({own->cols * own->colBin, own->rowEnd, known}) : 0);
     const int cols = (keys + colBin - 1) / colBin;
     PictureData data = start(trace, "attention-" + at.lane.label + "-L" + std::to_string(focus.layer.value) + (focus.perQueryHead ? "-Q" : "-H") + std::to_string(focus.head.value),
                              "mean attention weight", "");
