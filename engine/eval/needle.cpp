@@ -87,7 +87,7 @@ void runNeedle(EvalContext& context) {
                     row.set("depth", depth);
                     row.set("key_index", static_cast<std::int64_t>(key));
                     row.set("score", score.exact);
-                    row.set("digit_prefix", score.digitPrefix);
+                    row.set("digit_prefix", score.prefix);
                     row.set("expected", prompt.expected);
                     row.set("answer", answer);
                     row.set("kept_needle_share", share);
