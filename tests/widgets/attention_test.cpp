@@ -80,12 +80,47 @@ private Q_SLOTS:
                 QVERIFY(kind != CellKind::evicted);
     }
 
+    void rowsStopAtTheStep() {
+        const auto trace = buildTrace();
+        for (const int step : {0, 1, 2, 9, 21}) {
+            const AttentionModel model(trace, LaneIndex{1}, LayerIndex{0}, HeadIndex{0}, false, Step{step});
+            const Position known = trace->lanes[1].retention.positionsAt(Step{step});
+            for (Position query = trace->prefillLength; query < 80; ++query)
+                QCOMPARE(model.at(query, 0).has_value(), query < known);
+            QCOMPARE(model.queries(), 80); // room for the steps to come
+            const AttentionModel cropped(trace, LaneIndex{1}, LayerIndex{0}, HeadIndex{0}, false, Step{step}, true);
+            QCOMPARE(cropped.queries(), known);
+            QCOMPARE(cropped.scale(true), AttentionModel(trace, LaneIndex{1}, LayerIndex{0}, HeadIndex{0}).scale(true));
+        }
+    }
+
+    void cellsAgreeWithThePicture() {
+        const auto trace = buildTrace();
+        for (const int step : {1, 9, 21}) {
+            const PictureData data = picture(*trace, "attention", {LaneIndex{1}, Step{step}, LayerIndex{2}, HeadIndex{1}, false});
+            const AttentionModel model(trace, LaneIndex{1}, LayerIndex{2}, HeadIndex{1}, false, Step{step});
+            std::size_t row = 0;
+            for (const auto& part : model.parts())
+                for (int r = 0; r < part.grid.rows; ++r, ++row)
+                    for (std::size_t col = 0; col < data.shape[1]; ++col) {
+                        const double value = data.values[row * data.shape[1] + col];
+                        const auto hit = model.at(part.map->rowBegin + r * part.map->rowBin,
+                                                  static_cast<Position>(static_cast<double>(col) * data.axes[1].step));
+                        const bool shown = hit && hit->kind == CellKind::value;
+                        QCOMPARE(std::isnan(value), !shown);
+                        if (shown) QCOMPARE(hit->value, value);
+                    }
+            QCOMPARE(row, data.shape[0]);
+        }
+    }
+
     void aClickFocusesTheKey() {
         AttentionView view;
         FocusModel focus;
         view.resize(600, 600);
         view.follow(focus);
         view.setTrace(buildTrace());
+        focus.setStep(Step{21});
         view.show();
         const QPointF point = view.pointOf(70, 33);
         QTest::mouseClick(&view, Qt::LeftButton, {}, point.toPoint());

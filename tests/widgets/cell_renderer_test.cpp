@@ -5,6 +5,7 @@
 #include <QSvgGenerator>
 #include <QtTest>
 #include <cmath>
+#include <limits>
 
 using namespace keepsight;
 
@@ -83,6 +84,32 @@ private Q_SLOTS:
         QCOMPARE(CellStyle::of(dark).background, qRgb(30, 30, 32));
         QVERIFY(qGray(CellStyle::of(dark).missing) < 128);
         QVERIFY(qGray(CellStyle::paper().missing) > 128);
+    }
+
+    void everyCellHasTheColourOfTheScale_data() {
+        QTest::addColumn<double>("low");
+        QTest::addColumn<double>("high");
+        QTest::addColumn<bool>("logarithmic");
+        QTest::newRow("unit") << 0.0 << 1.0 << false;
+        QTest::newRow("far from zero") << 1000.0 << 1000.5 << false;
+        QTest::newRow("around zero") << -0.25 << 0.25 << false;
+        QTest::newRow("four decades") << 1e-4 << 1.0 << true;
+        QTest::newRow("less than an octave") << 0.4 << 0.6 << true;
+    }
+    void everyCellHasTheColourOfTheScale() {
+        QFETCH(double, low);
+        QFETCH(double, high);
+        QFETCH(bool, logarithmic);
+        const ColorScale scale(ColorMap::viridis, low, high, logarithmic);
+        CellGrid grid = noise(64, 64);
+        for (float& value : grid.values)
+            value = static_cast<float>(low + (value * 1.2 - 0.1) * (high - low)); // some outside
+        grid.values[0] = std::numeric_limits<float>::infinity();
+        grid.values[1] = 0;
+        const QImage image = renderCells(grid, {64, 64}, 1, scale, CellStyle::paper());
+        for (int y = 0; y < 64; ++y)
+            for (int x = 0; x < 64; ++x)
+                QCOMPARE(image.pixel(x, y), scale.color(static_cast<double>(grid.at(y, x))));
     }
 
     void emptyGridsDrawNothing() {

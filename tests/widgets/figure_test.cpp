@@ -55,7 +55,7 @@ private Q_SLOTS:
             const QString path = m_dir.filePath("figure." + format);
             exportFigure(*figure, figureFormat(format), SingleColumn, path);
             bytes = read(path);
-            if (format == "pdf") QTest::qWait(1100); // another second on the clock
+            if (format == "pdf" && row == 0 && files[1].isEmpty()) QTest::qWait(1100); // another second on the clock
         }
         QVERIFY(files[0].size() > 60);
         QVERIFY(files[0] == files[1]);
@@ -82,7 +82,7 @@ private Q_SLOTS:
         TraceShape shape;
         shape.prompt = 600;
         shape.decode = 0;
-        const auto figure = makeFigure("retained", buildTrace(shape), Rows[0].focus);
+        const auto figure = makeFigure("retained", buildTrace(shape), {});
         const QString path = m_dir.filePath("large.pdf");
         exportFigure(*figure, FigureFormat::pdf, DoubleColumn, path);
         const QByteArray pdf = read(path);

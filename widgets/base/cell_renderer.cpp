@@ -4,7 +4,9 @@
 #include <QPainterPath>
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
+#include <limits>
 #include <map>
 
 namespace keepsight {
@@ -34,6 +36,47 @@ std::vector<int> bounds(int pixels, int cells) {
     return at;
 }
 
+// ColorScale::index() for many floats: a guess from the number's bits, put right by the exact bounds of the colours.
+class Indexer {
+public:
+    explicit Indexer(const ColorScale& scale) : m_logarithmic(scale.logarithmic()) {
+        const double low = m_logarithmic ? std::log2(scale.min()) : scale.min(),
+                     high = m_logarithmic ? std::log2(scale.max()) : scale.max();
+        m_low = static_cast<float>(low);
+        m_factor = static_cast<float>(255.0 / (high - low));
+        m_bounds.front() = -std::numeric_limits<float>::infinity();
+        m_bounds.back() = std::numeric_limits<float>::infinity();
+        for (int i = 1; i < 256; ++i) { // the first float of each colour
+            float bound = static_cast<float>(scale.valueAt((i - 0.5) / 255.0));
+            while (scale.index(static_cast<double>(bound)) >= i)
+                bound = std::nextafter(bound, -std::numeric_limits<float>::infinity());
+            while (scale.index(static_cast<double>(bound)) < i)
+                bound = std::nextafter(bound, std::numeric_limits<float>::infinity());
+            m_bounds[static_cast<std::size_t>(i)] = bound;
+        }
+    }
+    int operator()(float value) const {
+        if (!(value == value)) return Missing;
+        float at = value;
+        if (m_logarithmic) { // exponent and mantissa, the mantissa's logarithm as a parabola
+            const auto bits = std::bit_cast<std::int32_t>(value);
+            const float part = static_cast<float>(bits & 0x7fffff) * (1.0f / 8388608.0f);
+            at = value > 0 ? static_cast<float>(bits >> 23) - 127.0f + part + 0.3435f * part * (1.0f - part) : m_low;
+        }
+        int i = static_cast<int>(std::min(std::max((at - m_low) * m_factor + 0.5f, 0.0f), 255.0f));
+        while (value < m_bounds[static_cast<std::size_t>(i)])
+            --i;
+        while (i < 255 && value >= m_bounds[static_cast<std::size_t>(i) + 1])
+            ++i;
+        return i;
+    }
+
+private:
+    bool m_logarithmic;
+    float m_low = 0, m_factor = 1;
+    std::array<float, 257> m_bounds{};
+};
+
 struct Accumulator {
     double sum = 0;
     float peak = 0;
@@ -48,10 +91,10 @@ struct Accumulator {
             ++others[static_cast<std::size_t>(-1 - codeOf(kind))];
         }
     }
-    int code(const ColorScale& scale, CellReduce reduce) const {
+    int code(const Indexer& index, CellReduce reduce) const {
         const auto most = std::max_element(others.begin(), others.end());
         if (values == 0 || *most > values) return -1 - static_cast<int>(most - others.begin());
-        return scale.index(reduce == CellReduce::max ? static_cast<double>(peak) : sum / values);
+        return index(reduce == CellReduce::max ? peak : static_cast<float>(sum / values));
     }
 };
 
@@ -95,6 +138,7 @@ QImage renderCells(const CellGrid& grid, const QSize& pixels, qreal dpr, const C
     const Hatch hatch{period, std::max(1, static_cast<int>(std::lround(dpr)))};
     std::vector<int> codes(static_cast<std::size_t>(width)), cells(static_cast<std::size_t>(grid.cols));
     std::vector<Accumulator> sums;
+    const Indexer index(scale);
     int shownRow = -1;
     for (int y = 0; y < height; ++y) {
         const int rowBegin = ys[static_cast<std::size_t>(y)];
@@ -115,13 +159,13 @@ QImage renderCells(const CellGrid& grid, const QSize& pixels, qreal dpr, const C
                     }
                 }
                 for (int x = 0; x < width; ++x)
-                    codes[static_cast<std::size_t>(x)] = sums[static_cast<std::size_t>(x)].code(scale, reduce);
+                    codes[static_cast<std::size_t>(x)] = sums[static_cast<std::size_t>(x)].code(index, reduce);
             }
         } else if (rowBegin != shownRow) { // enlarging: one look-up for each cell, not for each pixel
             const std::size_t base = static_cast<std::size_t>(rowBegin) * static_cast<std::size_t>(grid.cols);
             for (std::size_t col = 0; col < cells.size(); ++col) {
                 const CellKind kind = kindOr(grid, base + col);
-                cells[col] = kind == CellKind::value ? scale.index(static_cast<double>(grid.values[base + col])) : codeOf(kind);
+                cells[col] = kind == CellKind::value ? index(grid.values[base + col]) : codeOf(kind);
             }
             for (std::size_t x = 0; x < codes.size(); ++x)
                 codes[x] = cells[static_cast<std::size_t>(xs[x])];
@@ -171,6 +215,7 @@ struct Run {
 
 // Maximal horizontal runs of equal code, merged downwards where the next row repeats them exactly.
 std::vector<Run> runsOf(const CellGrid& grid, const ColorScale& scale) {
+    const Indexer index(scale);
     std::vector<Run> runs;
     std::map<int, std::size_t> open, next; // by first column
     for (int row = 0; row < grid.rows; ++row) {
@@ -178,7 +223,7 @@ std::vector<Run> runsOf(const CellGrid& grid, const ColorScale& scale) {
         for (int col = 0; col < grid.cols;) {
             const auto codeAt = [&](int c) {
                 const CellKind kind = grid.kindAt(row, c);
-                return kind == CellKind::value ? scale.index(static_cast<double>(grid.at(row, c))) : codeOf(kind);
+                return kind == CellKind::value ? index(grid.at(row, c)) : codeOf(kind);
             };
             const int code = codeAt(col);
             int end = col + 1;

@@ -179,7 +179,10 @@ void PlotView::keyPressEvent(QKeyEvent* event) {
         return TraceView::keyPressEvent(event);
     }
     f = clampFocus(f, m_trace.get());
-    if (f != before) m_focusModel->set(f);
+    if (f != before) {
+        f.step = m_focusModel->focus().step; // other lanes may go on longer
+        m_focusModel->set(f);
+    }
     event->accept();
 }
 
@@ -205,7 +208,10 @@ Focus clampFocus(Focus focus, const Trace* trace) {
     if (!trace) return focus;
     const auto clamp = [](int value, std::size_t count) { return std::clamp(value, 0, std::max(0, static_cast<int>(count) - 1)); };
     focus.lane = LaneIndex{clamp(focus.lane.value, trace->lanes.size())};
-    focus.step = Step{std::clamp(focus.step.value, 0, std::max(0, trace->lastStep()))};
+    // A lane that ended earlier than the others shows its last step.
+    const int lastStep =
+        trace->lanes.empty() ? 0 : static_cast<int>(trace->lanes[static_cast<std::size_t>(focus.lane.value)].steps.size()) - 1;
+    focus.step = Step{std::clamp(focus.step.value, 0, std::max(0, lastStep))};
     focus.layer = LayerIndex{clamp(focus.layer.value, static_cast<std::size_t>(std::max(0, trace->model.config.layers)))};
     focus.head = HeadIndex{clamp(focus.head.value, static_cast<std::size_t>(std::max(0, trace->model.config.kvHeads)))};
     if (focus.position < 0 || (!trace->lanes.empty() && !trace->tokenAt(focus.lane, focus.position))) focus.position = -1;

@@ -199,7 +199,7 @@ void RetainedView::go(const QPointF& point) {
     f.layer = cell->layer;
     f.head = cell->head;
     f.position = cell->position;
-    if (cell->step) f.step = *cell->step;
+    f.step = cell->step.value_or(focusModel()->focus().step);
     focusModel()->set(f);
 }
 
