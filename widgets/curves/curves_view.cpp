@@ -22,6 +22,7 @@ namespace keepsight {
 namespace {
 
 constexpr int LeastPixelsPerMarker = 40;
+constexpr std::size_t PointsInSight = 512;
 
 QPen lanePen(LaneIndex lane, const QColor& color, double width) {
     QPen pen(color, width, Qt::SolidLine, Qt::FlatCap, Qt::RoundJoin);
@@ -93,6 +94,7 @@ void CurvesView::makePlots() {
             for (QCPAxisRect* other : m_rects)
                 other->axis(QCPAxis::atBottom)->setRange(range);
             m_linking = false;
+            appendPoints();
             scaleValues();
         });
     }
@@ -170,30 +172,36 @@ void CurvesView::makeGraphs() {
     applyPalette();
 }
 
+// Dashed lines cost by the point: the smooth ones show every 2nd, 4th … point where more than about five hundred are in sight.
 void CurvesView::appendPoints() {
     const int width = std::max(200, m_rects[Perplexity]->width());
+    const QCPRange sight = m_rects[Memory]->axis(QCPAxis::atBottom)->range();
     for (std::size_t i = 0; i < m_graphs.size(); ++i) {
         Graphs& graphs = m_graphs[i];
         const LaneCurve& lane = m_model.lanes()[i];
-        if (graphs.window != lane.window) { // all of the smooth line changed
+        const auto seen = static_cast<std::size_t>(std::max<std::ptrdiff_t>(0, std::ranges::upper_bound(lane.x, sight.upper) - std::ranges::lower_bound(lane.x, sight.lower)));
+        std::size_t stride = 1;
+        while (m_zoomed ? seen / stride > PointsInSight : lane.x.size() / stride > PointsInSight)
+            stride *= 2;
+        if (graphs.window != lane.window || graphs.stride != stride) { // all of the lines change
             graphs.window = lane.window;
-            graphs.line[Tpot]->data()->clear();
-            for (std::size_t at = 0; at < graphs.shown; ++at)
-                if (!std::isnan(lane.tpot[at])) graphs.line[Tpot]->addData(lane.x[at], lane.tpotSmooth[at]);
+            graphs.stride = stride;
+            graphs.shown = 0;
+            graphs.raw->data()->clear();
+            for (QCPGraph* graph : graphs.line)
+                graph->data()->clear();
         }
         for (; graphs.shown < lane.x.size(); ++graphs.shown) {
             const std::size_t at = graphs.shown;
+            if (!std::isnan(lane.tpot[at])) graphs.raw->addData(lane.x[at], lane.tpot[at]);
+            if (at % stride != 0) continue;
             if (!std::isnan(lane.perplexity[at])) graphs.line[Perplexity]->addData(lane.x[at], lane.perplexity[at]);
-            if (!std::isnan(lane.tpot[at])) {
-                graphs.raw->addData(lane.x[at], lane.tpot[at]);
-                graphs.line[Tpot]->addData(lane.x[at], lane.tpotSmooth[at]);
-            }
+            if (!std::isnan(lane.tpotSmooth[at])) graphs.line[Tpot]->addData(lane.x[at], lane.tpotSmooth[at]);
             graphs.line[Memory]->addData(lane.x[at], lane.memory[at]);
         }
-        const int points = static_cast<int>(lane.x.size());
-        const int skip = std::max(0, points * LeastPixelsPerMarker * 2 / width - 1);
+        const int points = static_cast<int>((m_zoomed ? seen : lane.x.size()) / stride);
         for (QCPGraph* graph : graphs.line)
-            graph->setScatterSkip(skip);
+            graph->setScatterSkip(std::max(0, points * LeastPixelsPerMarker * 2 / width - 1));
     }
 }
 
@@ -287,7 +295,8 @@ void CurvesView::applyPalette() {
     for (std::size_t i = 0; i < m_graphs.size(); ++i) {
         const LaneIndex lane{static_cast<std::int32_t>(i)};
         const QColor color = laneColor(lane, palette());
-        m_graphs[i].raw->setPen(QPen(mix(base, color, 0.42), 1));
+        m_graphs[i].raw->setPen(QPen(mix(base, color, 0.42), 0)); // one pixel, without smoothing: many points, drawn often
+        m_graphs[i].raw->setAntialiased(false);
         for (QCPGraph* graph : m_graphs[i].line) {
             graph->setPen(lanePen(lane, color, 1.7));
             graph->setScatterStyle(markerStyle(lane, color));

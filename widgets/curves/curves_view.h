@@ -40,7 +40,7 @@ protected:
 
 private:
     enum Plot { Perplexity, Tpot, Memory, Plots };
-    struct Graphs { std::array<QCPGraph*, Plots> line{}; QCPGraph* raw = nullptr; std::size_t shown = 0, window = 0; };
+    struct Graphs { std::array<QCPGraph*, Plots> line{}; QCPGraph* raw = nullptr; std::size_t shown = 0, window = 0, stride = 1; };
     void makePlots();
     void makeGraphs();
     void appendPoints();
