@@ -22,7 +22,7 @@ namespace keepsight {
 namespace {
 
 constexpr int LeastPixelsPerMarker = 40;
-constexpr std::size_t PointsInSight = 512;
+constexpr std::size_t PointsInSight = 512, PointsAtStart = 32;
 
 QPen lanePen(LaneIndex lane, const QColor& color, double width) {
     QPen pen(color, width, Qt::SolidLine, Qt::FlatCap, Qt::RoundJoin);
@@ -98,6 +98,7 @@ void CurvesView::makePlots() {
             scaleValues();
         });
     }
+    m_plot->addLayer(QStringLiteral("raw"), m_plot->layer(QStringLiteral("main")), QCustomPlot::limBelow); // under every smooth line
     m_rects[Memory]->axis(QCPAxis::atBottom)->setLabel(tr("token position"));
     QCPAxis* perplexity = m_rects[Perplexity]->axis(QCPAxis::atLeft);
     perplexity->setScaleType(QCPAxis::stLogarithmic);
@@ -164,6 +165,7 @@ void CurvesView::makeGraphs() {
             return m_plot->addGraph(rect->axis(QCPAxis::atBottom), rect->axis(QCPAxis::atLeft));
         };
         graphs.raw = add(Tpot);
+        graphs.raw->setLayer(QStringLiteral("raw"));
         for (int plot = 0; plot < Plots; ++plot)
             graphs.line[static_cast<std::size_t>(plot)] = add(plot);
         graphs.line[Perplexity]->setName(m_model.lanes()[i].title);
@@ -194,7 +196,7 @@ void CurvesView::appendPoints() {
         for (; graphs.shown < lane.x.size(); ++graphs.shown) {
             const std::size_t at = graphs.shown;
             if (!std::isnan(lane.tpot[at])) graphs.raw->addData(lane.x[at], lane.tpot[at]);
-            if (at % stride != 0) continue;
+            if (at % stride != 0 && at >= PointsAtStart) continue; // a perplexity begins steep
             if (!std::isnan(lane.perplexity[at])) graphs.line[Perplexity]->addData(lane.x[at], lane.perplexity[at]);
             if (!std::isnan(lane.tpotSmooth[at])) graphs.line[Tpot]->addData(lane.x[at], lane.tpotSmooth[at]);
             graphs.line[Memory]->addData(lane.x[at], lane.memory[at]);
