@@ -108,6 +108,28 @@ std::string cell(const Measurement::Value* value, const std::string& column) {
     return std::to_string(std::get<std::vector<double>>(*value).size()) + " values";
 }
 
+bool holdsObjects(const OrderedJson& json) {
+    return json.is_object() || (json.is_array() && std::any_of(json.begin(), json.end(), holdsObjects));
+}
+
+// Objects line by line; lists without objects, which may be long, on one line.
+void print(const OrderedJson& json, std::size_t depth, std::string& out) {
+    if (json.empty() || !holdsObjects(json)) {
+        out += json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
+        return;
+    }
+    const bool object = json.is_object();
+    out += object ? '{' : '[';
+    bool first = true;
+    for (const auto& [key, value] : json.items()) {
+        out += (first ? "\n" : ",\n") + std::string(depth + 1, ' ');
+        if (object) out += OrderedJson(key).dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + ": ";
+        print(value, depth + 1, out);
+        first = false;
+    }
+    out += "\n" + std::string(depth, ' ') + (object ? '}' : ']');
+}
+
 std::size_t width(const std::string& text) { // code points, good enough for columns
     return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](unsigned char c) { return (c & 0xc0) != 0x80; }));
 }
@@ -199,7 +221,11 @@ std::string table(const std::vector<Measurement>& rows, const std::vector<std::s
     return out;
 }
 
-std::string dump(const OrderedJson& json) { return json.dump(1, ' ', false, OrderedJson::error_handler_t::replace) + "\n"; }
+std::string dump(const OrderedJson& json) {
+    std::string out;
+    print(json, 0, out);
+    return out + "\n";
+}
 
 void writeOutput(const std::string& file, const std::string& text) {
     if (file != "-") return writeFileAtomically(file, text);

@@ -3,6 +3,7 @@
 
 #include <QProcess>
 
+#include <cmath>
 #include <csignal>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -92,6 +93,30 @@ private Q_SLOTS:
         QCOMPARE(result["greedy"].size(), std::size_t(3));
         QCOMPARE(result["greedy"][0], result["argmax"][23]); // the first greedy token follows the last position
         QVERIFY(result["nll"].get<double>() > 0);
+    }
+
+    // Tiny random models in Hugging Face's own files, with what transformers computed from them (models/*/expected.json).
+    void agreesWithTransformers_data() {
+        QTest::addColumn<QString>("model");
+        QTest::newRow("Llama 3 rope, BF16 shards") << "llama3_bf16_sharded";
+        QTest::newRow("Qwen2 biases, F16, tied embeddings") << "qwen2_f16_tied";
+    }
+    void agreesWithTransformers() {
+        QFETCH(QString, model);
+        const std::string folder = std::string(KEEPSIGHT_TEST_DATA "/../app/cli/models/") + model.toStdString();
+        std::ifstream in(folder + "/expected.json");
+        const json expected = json::parse(in);
+        save("model_ids.json", expected["ids"].dump());
+        const Ran ran =
+            run({"logits", "--dtype", "fp32", "--device", "cpu", "--model", folder, "--ids-file", path("model_ids.json"), "--greedy", "5"});
+        QVERIFY2(ran.code == 0, ran.err.c_str());
+        const json found = json::parse(ran.out);
+        QVERIFY(std::abs(found["nll"].get<double>() - expected["nll"].get<double>()) < 1e-5);
+        QCOMPARE(found["argmax"], expected["argmax"]);
+        QCOMPARE(found["greedy"], expected["greedy"]);
+        QCOMPARE(found["last_logits"].size(), expected["last_logits"].size());
+        for (std::size_t i = 0; i < found["last_logits"].size(); ++i)
+            QVERIFY(std::abs(found["last_logits"][i].get<double>() - expected["last_logits"][i].get<double>()) < 1e-4);
     }
 
     void generatesAndDumpsWhatIsRetained() {
