@@ -16,7 +16,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
-[[noreturn]] void refuse(const fs::path& path, int cause) { throw EngineError("cannot write '" + path.string() + "': " + std::strerror(cause)); }
+[[noreturn]] void refuse(const fs::path& path, int cause) {
+    throw EngineError("cannot write '" + path.string() + "': " + std::strerror(cause));
+}
 
 int writeAll(int file, std::string_view bytes) { // 0, or errno
     while (!bytes.empty()) {

@@ -65,8 +65,10 @@ template <class T>
 OrderedJson written(const T& record) {
     OrderedJson out = OrderedJson::object();
     eachField(record, [&](const char* key, const auto& member) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(member)>, std::string>) out[key] = jsonOfBytes(member);
-        else out[key] = member;
+        if constexpr (std::is_same_v<std::decay_t<decltype(member)>, std::string>)
+            out[key] = jsonOfBytes(member);
+        else
+            out[key] = member;
     });
     return out;
 }
@@ -87,12 +89,17 @@ std::string number(double value) {
 }
 
 std::string quoted(const std::string& word) {
-    const auto plain = [](unsigned char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || std::string_view("_@%+=:,./-").find(static_cast<char>(c)) != std::string_view::npos; };
+    const auto plain = [](unsigned char c) {
+        return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+               std::string_view("_@%+=:,./-").find(static_cast<char>(c)) != std::string_view::npos;
+    };
     if (!word.empty() && std::all_of(word.begin(), word.end(), plain)) return word;
     std::string out = "'";
     for (const char c : word) {
-        if (c == '\'') out += "'\\''";
-        else out += c;
+        if (c == '\'')
+            out += "'\\''";
+        else
+            out += c;
     }
     return out + "'";
 }
@@ -100,7 +107,8 @@ std::string quoted(const std::string& word) {
 std::string quotedPath(const std::string& path) { return quoted(path.starts_with('-') ? "./" + path : path); }
 
 std::string budgetOption(const Budget& budget) {
-    return budget.kind == Budget::Kind::ratio ? " --compression-ratio " + number(budget.compressionRatio) : " --budget " + std::to_string(budget.tokens);
+    return budget.kind == Budget::Kind::ratio ? " --compression-ratio " + number(budget.compressionRatio)
+                                              : " --budget " + std::to_string(budget.tokens);
 }
 
 // --policy … crossed with --compression-ratio … where the lanes are such a product, else one --lane each.
@@ -156,10 +164,14 @@ std::string depthsText(const std::vector<double>& depths) {
 std::string promptOptions(const PromptSpec& prompt, const char* option, const std::string& textFile) {
     constexpr std::size_t LongestInline = 160;
     std::string out;
-    if (prompt.ids) out = " --ids-file " + quotedPath(textFile.empty() ? "ids.json" : textFile);
-    else if (textFile.empty() && !prompt.text.empty() && prompt.text.size() <= LongestInline && prompt.text.find_first_of("\n\r") == std::string::npos)
-        out = std::string(" ") + option + " <(printf %s " + quoted(prompt.text) + ")"; // the option takes a file: bash and zsh make one of this
-    else out = std::string(" ") + option + " " + quotedPath(textFile.empty() ? "prompt.txt" : textFile);
+    if (prompt.ids)
+        out = " --ids-file " + quotedPath(textFile.empty() ? "ids.json" : textFile);
+    else if (textFile.empty() && !prompt.text.empty() && prompt.text.size() <= LongestInline &&
+             prompt.text.find_first_of("\n\r") == std::string::npos)
+        out = std::string(" ") + option + " <(printf %s " + quoted(prompt.text) +
+              ")"; // the option takes a file: bash and zsh make one of this
+    else
+        out = std::string(" ") + option + " " + quotedPath(textFile.empty() ? "prompt.txt" : textFile);
     if (prompt.chat) out += " --chat";
     if (prompt.special) out += " --special";
     return out;
@@ -251,19 +263,20 @@ std::string commandLineOf(const Job& job, const std::string& modelPath, const st
         if (job.sampler.topP != 1.0) out += " --top-p " + number(job.sampler.topP);
         break;
     case RunKind::ppl:
-        out += promptOptions(job.prompt, "--text-file", textFile) + " --max-length " + std::to_string(job.ppl.maxLength) + " --prefix-ratio " +
-               number(job.ppl.prefixRatio) + " --windows " + std::to_string(job.ppl.windows);
+        out += promptOptions(job.prompt, "--text-file", textFile) + " --max-length " + std::to_string(job.ppl.maxLength) +
+               " --prefix-ratio " + number(job.ppl.prefixRatio) + " --windows " + std::to_string(job.ppl.windows);
         if (!job.ppl.includeBoundary) out += " --no-boundary";
         break;
     case RunKind::needle:
-        out += " --lengths " + rangeOrList(job.needle.lengths) + " --depths " + depthsText(job.needle.depths) + " --keys " + std::to_string(job.needle.keys);
+        out += " --lengths " + rangeOrList(job.needle.lengths) + " --depths " + depthsText(job.needle.depths) + " --keys " +
+               std::to_string(job.needle.keys);
         if (job.needle.digits != NeedleSpec().digits) out += " --digits " + std::to_string(job.needle.digits);
         if (job.needle.queryAware) out += " --query-aware";
         if (!job.needle.haystack.empty()) out += " --haystack-file " + quotedPath(textFile.empty() ? "haystack.txt" : textFile);
         break;
     case RunKind::bench:
-        out += " --ctx " + std::to_string(job.bench.context) + " --new " + std::to_string(job.bench.newTokens) + " --warmup " + std::to_string(job.bench.warmup) +
-               " --repeats " + std::to_string(job.bench.repeats);
+        out += " --ctx " + std::to_string(job.bench.context) + " --new " + std::to_string(job.bench.newTokens) + " --warmup " +
+               std::to_string(job.bench.warmup) + " --repeats " + std::to_string(job.bench.repeats);
         break;
     }
     return out + laneOptions(job);

@@ -27,13 +27,19 @@ OrderedJson parseStrictJson(const std::string& text, const std::string& what) {
 bool isUtf8(std::string_view text) {
     for (std::size_t i = 0; i < text.size();) {
         const auto first = static_cast<unsigned char>(text[i]);
-        const std::size_t more = first < 0x80 ? 0 : first >= 0xC2 && first < 0xE0 ? 1 : first >= 0xE0 && first < 0xF0 ? 2 : first >= 0xF0 && first < 0xF5 ? 3 : 4;
+        const std::size_t more = first < 0x80                    ? 0
+                                 : first >= 0xC2 && first < 0xE0 ? 1
+                                 : first >= 0xE0 && first < 0xF0 ? 2
+                                 : first >= 0xF0 && first < 0xF5 ? 3
+                                                                 : 4;
         if (more == 4 || i + more >= text.size()) return false;
         for (std::size_t k = 1; k <= more; ++k)
             if ((static_cast<unsigned char>(text[i + k]) & 0xC0) != 0x80) return false;
         if (more > 1) { // overlong forms, surrogates, beyond U+10FFFF
             const auto second = static_cast<unsigned char>(text[i + 1]);
-            if ((first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) || (first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F)) return false;
+            if ((first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) || (first == 0xF0 && second < 0x90) ||
+                (first == 0xF4 && second > 0x8F))
+                return false;
         }
         i += more + 1;
     }
@@ -53,7 +59,8 @@ OrderedJson jsonOfBytes(const std::string& bytes) {
 
 std::string bytesOfJson(const OrderedJson& value, const std::string& what) {
     if (value.is_string()) return value.get<std::string>();
-    if (!value.is_object() || value.size() != 1 || !value.contains("hex") || !value["hex"].is_string()) throw EngineError(what + ": expected a string");
+    if (!value.is_object() || value.size() != 1 || !value.contains("hex") || !value["hex"].is_string())
+        throw EngineError(what + ": expected a string");
     const auto& hex = value["hex"].get_ref<const std::string&>();
     const auto digit = [&](char c) -> unsigned {
         if (c >= '0' && c <= '9') return static_cast<unsigned>(c - '0');

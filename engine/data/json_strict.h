@@ -53,10 +53,14 @@ public:
         } else if constexpr (std::is_same_v<T, std::string>) {
             out = bytesOfJson(value, what);
         } else if constexpr (std::is_integral_v<T>) {
-            const bool fits = value.is_number_unsigned() ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(std::numeric_limits<T>::max())
-                              : value.is_number_integer() ? std::is_signed_v<T> && value.get<std::int64_t>() >= static_cast<std::int64_t>(std::numeric_limits<T>::min())
-                                                          : false;
-            if (!fits) throw EngineError(what + ": expected a whole number that fits " + std::to_string(sizeof(T) * 8) + " bits, found " + shortened(value));
+            const bool fits =
+                value.is_number_unsigned() ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(std::numeric_limits<T>::max())
+                : value.is_number_integer()
+                    ? std::is_signed_v<T> && value.get<std::int64_t>() >= static_cast<std::int64_t>(std::numeric_limits<T>::min())
+                    : false;
+            if (!fits)
+                throw EngineError(what + ": expected a whole number that fits " + std::to_string(sizeof(T) * 8) + " bits, found " +
+                                  shortened(value));
             out = value.get<T>();
         } else if constexpr (std::is_floating_point_v<T>) {
             if (!value.is_number()) throw EngineError(what + ": expected a number, found " + shortened(value));

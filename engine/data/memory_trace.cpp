@@ -7,13 +7,15 @@ namespace {
 
 Lane& laneOf(Trace& trace, LaneIndex lane) {
     if (lane.value < 0 || static_cast<std::size_t>(lane.value) >= trace.lanes.size())
-        throw EngineError("trace: a record names lane " + std::to_string(lane.value) + ", but the run has " + std::to_string(trace.lanes.size()) + " lanes");
+        throw EngineError("trace: a record names lane " + std::to_string(lane.value) + ", but the run has " +
+                          std::to_string(trace.lanes.size()) + " lanes");
     return trace.lanes[static_cast<std::size_t>(lane.value)];
 }
 
 void prepareLanes(Trace& trace) {
     for (Lane& lane : trace.lanes)
-        if (lane.retention.positions() == 0 && lane.retention.layers() == 0) lane.retention = Retention(trace.model.config.layers, trace.model.config.kvHeads);
+        if (lane.retention.positions() == 0 && lane.retention.layers() == 0)
+            lane.retention = Retention(trace.model.config.layers, trace.model.config.kvHeads);
 }
 
 } // namespace
@@ -37,7 +39,8 @@ void MemoryTrace::add(LaneIndex index, const StepRecord& step) {
     const std::lock_guard lock(m_mutex);
     Lane& lane = laneOf(m_trace, index);
     if (step.step.value != static_cast<std::int32_t>(lane.steps.size()))
-        throw EngineError("trace: lane " + lane.label + " records step " + std::to_string(step.step.value) + "; expected step " + std::to_string(lane.steps.size()));
+        throw EngineError("trace: lane " + lane.label + " records step " + std::to_string(step.step.value) + "; expected step " +
+                          std::to_string(lane.steps.size()));
     lane.retention.append(step.step, step.count);
     lane.steps.push_back(step);
     m_last.reset();

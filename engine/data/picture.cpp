@@ -22,13 +22,17 @@ std::string plain(double value) {
     throw UsageError("picture: " + std::string(what) + " " + std::to_string(value) + " is outside 0 … " + std::to_string(last));
 }
 
-[[noreturn]] void nothing(std::string_view name) { throw UsageError("picture: this session holds nothing to draw as '" + std::string(name) + "'"); }
+[[noreturn]] void nothing(std::string_view name) {
+    throw UsageError("picture: this session holds nothing to draw as '" + std::string(name) + "'");
+}
 
 std::string laneNote(const Lane& lane) {
     std::string note = "lane " + lane.label + ": " + lane.policy.text();
     const Budget& budget = lane.policy.budget;
-    if (budget.kind == Budget::Kind::tokens) note += ", " + std::to_string(budget.tokens) + " tokens kept per head";
-    else if (budget.compressionRatio > 0) note += ", " + plain(100 * budget.compressionRatio) + " % removed";
+    if (budget.kind == Budget::Kind::tokens)
+        note += ", " + std::to_string(budget.tokens) + " tokens kept per head";
+    else if (budget.compressionRatio > 0)
+        note += ", " + plain(100 * budget.compressionRatio) + " % removed";
     return note;
 }
 
@@ -45,8 +49,10 @@ struct Focused {
     Step step;
     Focused(const Trace& trace, const PictureFocus& focus, std::string_view name) : lane(pick(trace, focus, name)), step(focus.step) {
         const int last = static_cast<int>(lane.steps.size()) - 1;
-        if (step.value < 0) step = Step{last};
-        else if (step.value > last) outside("step", step.value, last);
+        if (step.value < 0)
+            step = Step{last};
+        else if (step.value > last)
+            outside("step", step.value, last);
     }
     static const Lane& pick(const Trace& trace, const PictureFocus& focus, std::string_view name) {
         if (trace.lanes.empty()) nothing(name);
@@ -90,7 +96,10 @@ PictureData retained(const Trace& trace, const PictureFocus& focus) {
     }
     // One head, or the share of the layer's heads if none is chosen.
     const int first = std::max(0, focus.head.value), last = focus.head.value < 0 ? r.heads() - 1 : first;
-    PictureData data = start(trace, "retained-" + at.lane.label + "-L" + std::to_string(focus.layer.value) + (focus.head.value < 0 ? "" : "-H" + std::to_string(first)), "held", "");
+    PictureData data = start(trace,
+                             "retained-" + at.lane.label + "-L" + std::to_string(focus.layer.value) +
+                                 (focus.head.value < 0 ? "" : "-H" + std::to_string(first)),
+                             "held", "");
     const std::size_t steps = at.lane.steps.size(), n = static_cast<std::size_t>(r.positions());
     data.shape = {steps, n};
     data.axes = {{"step", "", 0, 1, {}}, {"position", "tokens", 0, 1, {}}};
@@ -120,23 +129,30 @@ PictureData attention(const Trace& trace, const PictureFocus& focus) {
     const Position known = at.lane.steps.empty() ? std::numeric_limits<Position>::max() : at.lane.retention.positionsAt(at.step);
     int ownRows = 0; // rows whose queries were there at the focused step
     if (own)
-        for (; ownRows < own->rows && own->rowBegin + ownRows * own->rowBin < known; ++ownRows) {}
+        for (; ownRows < own->rows && own->rowBegin + ownRows * own->rowBin < known; ++ownRows) {
+        }
     if (ownRows == 0) own = nullptr;
     if (!prefill && !own) nothing("attention");
 
     const AttentionMap& some = prefill ? *prefill : *own;
     const int colBin = prefill && own ? std::gcd(prefill->colBin, own->colBin) : some.colBin;
-    const Position keys = std::max(prefill ? std::min(prefill->cols * prefill->colBin, prefill->rowEnd) : 0, own ? std::min({own->cols * own->colBin, own->rowEnd, known}) : 0);
+    const Position keys = std::max(prefill ? std::min(prefill->cols * prefill->colBin, prefill->rowEnd) : 0,
+                                   own ? std::min({own->cols * own->colBin, own->rowEnd, known}) : 0);
     const int cols = (keys + colBin - 1) / colBin;
-    PictureData data = start(trace, "attention-" + at.lane.label + "-L" + std::to_string(focus.layer.value) + (focus.perQueryHead ? "-Q" : "-H") + std::to_string(focus.head.value),
+    PictureData data = start(trace,
+                             "attention-" + at.lane.label + "-L" + std::to_string(focus.layer.value) + (focus.perQueryHead ? "-Q" : "-H") +
+                                 std::to_string(focus.head.value),
                              "mean attention weight", "");
     PictureAxis rowAxis{"query position", "tokens", static_cast<double>(some.rowBegin), static_cast<double>(some.rowBin), {}};
-    const bool regular = !prefill || !own || (prefill->rowBin == own->rowBin && prefill->rowBegin + prefill->rows * prefill->rowBin == own->rowBegin);
+    const bool regular =
+        !prefill || !own || (prefill->rowBin == own->rowBin && prefill->rowBegin + prefill->rows * prefill->rowBin == own->rowBegin);
     const int group = focus.perQueryHead ? std::max(1, config.groupSize()) : 1;
     const auto addRows = [&](const AttentionMap& map, int rows, bool lanesOwn) {
         for (int r = 0; r < rows; ++r) {
             const Position firstQuery = map.rowBegin + r * map.rowBin, endQuery = std::min(map.rowEnd, firstQuery + map.rowBin);
-            if (!regular) rowAxis.labels.push_back(endQuery - firstQuery == 1 ? std::to_string(firstQuery) : std::to_string(firstQuery) + "–" + std::to_string(endQuery - 1));
+            if (!regular)
+                rowAxis.labels.push_back(endQuery - firstQuery == 1 ? std::to_string(firstQuery)
+                                                                    : std::to_string(firstQuery) + "–" + std::to_string(endQuery - 1));
             std::span<const std::int32_t> evicted, born;
             if (lanesOwn && at.lane.retention.layers() > 0) {
                 evicted = at.lane.retention.evictedAt(focus.layer, HeadIndex{focus.head.value / group});
@@ -144,10 +160,15 @@ PictureData attention(const Trace& trace, const PictureFocus& focus) {
             }
             for (int c = 0; c < cols; ++c) {
                 const int from = c * colBin / map.colBin;
-                double value = from < map.cols ? static_cast<double>(map.values[static_cast<std::size_t>(r) * static_cast<std::size_t>(map.cols) + static_cast<std::size_t>(from)]) : NotMeasured;
+                double value =
+                    from < map.cols
+                        ? static_cast<double>(
+                              map.values[static_cast<std::size_t>(r) * static_cast<std::size_t>(map.cols) + static_cast<std::size_t>(from)])
+                        : NotMeasured;
                 // A column is gone for a row if each of its keys was evicted before the row's first query came.
                 if (static_cast<std::size_t>(firstQuery) < born.size()) {
-                    const Position begin = from * map.colBin, end = std::min({begin + map.colBin, endQuery, static_cast<Position>(evicted.size())});
+                    const Position begin = from * map.colBin,
+                                   end = std::min({begin + map.colBin, endQuery, static_cast<Position>(evicted.size())});
                     bool held = begin >= end;
                     for (Position p = begin; p < end && !held; ++p)
                         held = evicted[static_cast<std::size_t>(p)] >= born[static_cast<std::size_t>(firstQuery)];
@@ -227,7 +248,13 @@ PictureData tokens(const Trace& trace, const PictureFocus& focus) {
 
 PictureData curve(const Trace& trace, std::string_view name) {
     const bool ppl = name == "ppl", tpot = name == "tpot";
-    PictureData data = start(trace, std::string(name), ppl ? "running perplexity" : tpot ? "time per decode step" : "stored KV bytes", ppl ? "" : tpot ? "ms" : "bytes");
+    PictureData data = start(trace, std::string(name),
+                             ppl    ? "running perplexity"
+                             : tpot ? "time per decode step"
+                                    : "stored KV bytes",
+                             ppl    ? ""
+                             : tpot ? "ms"
+                                    : "bytes");
     data.xName = "step";
     const auto steps = static_cast<std::size_t>(trace.lastStep() + 1);
     std::vector<std::vector<double>> series;
@@ -240,8 +267,10 @@ PictureData curve(const Trace& trace, std::string_view name) {
             if (ppl && !std::isnan(step.nll)) {
                 sum += step.nll;
                 value = std::exp(sum / ++known);
-            } else if (tpot && step.kind == StepRecord::Kind::decode) value = step.milliseconds;
-            else if (!ppl && !tpot) value = static_cast<double>(step.kvBytes);
+            } else if (tpot && step.kind == StepRecord::Kind::decode)
+                value = step.milliseconds;
+            else if (!ppl && !tpot)
+                value = static_cast<double>(step.kvBytes);
         }
     }
     for (std::size_t step = 0; step < steps; ++step) {

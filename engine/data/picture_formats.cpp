@@ -104,7 +104,8 @@ std::string toNpy(const PictureData& data) {
 }
 
 std::string toJson(const PictureData& data) {
-    OrderedJson out = {{"schema", "keepsight.picture/1"}, {"name", data.name}, {"value_name", data.valueName}, {"unit", data.unit}, {"shape", data.shape}};
+    OrderedJson out = {
+        {"schema", "keepsight.picture/1"}, {"name", data.name}, {"value_name", data.valueName}, {"unit", data.unit}, {"shape", data.shape}};
     out["axes"] = OrderedJson::array();
     for (const PictureAxis& axis : data.axes) {
         OrderedJson one = {{"name", axis.name}, {"unit", axis.unit}};
@@ -141,10 +142,14 @@ std::string measurementsToCsv(const std::vector<Measurement>& rows) {
             if (i > 0) line += ',';
             const Measurement::Value* value = row.find(columns[i]);
             if (!value) continue;
-            if (const auto* string = std::get_if<std::string>(value)) line += csvField(*string);
-            else if (const auto* flag = std::get_if<bool>(value)) line += *flag ? "true" : "false";
-            else if (const auto* integer = std::get_if<std::int64_t>(value)) line += std::to_string(*integer);
-            else if (const auto* real = std::get_if<double>(value)) line += number(*real);
+            if (const auto* string = std::get_if<std::string>(value))
+                line += csvField(*string);
+            else if (const auto* flag = std::get_if<bool>(value))
+                line += *flag ? "true" : "false";
+            else if (const auto* integer = std::get_if<std::int64_t>(value))
+                line += std::to_string(*integer);
+            else if (const auto* real = std::get_if<double>(value))
+                line += number(*real);
             else if (const auto* list = std::get_if<std::vector<double>>(value))
                 for (std::size_t k = 0; k < list->size(); ++k)
                     line += (k ? ";" : "") + number((*list)[k]);

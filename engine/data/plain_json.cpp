@@ -73,8 +73,10 @@ template <class T>
 OrderedJson written(const T& record) {
     OrderedJson out = OrderedJson::object();
     eachField(record, [&](const char* key, const auto& member) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(member)>, std::string>) out[key] = jsonOfBytes(member);
-        else out[key] = member;
+        if constexpr (std::is_same_v<std::decay_t<decltype(member)>, std::string>)
+            out[key] = jsonOfBytes(member);
+        else
+            out[key] = member;
     });
     return out;
 }
@@ -91,7 +93,8 @@ OrderedJson jsonOfReal(double value) {
 
 double realOfJson(const OrderedJson& value, const std::string& what) {
     if (value.is_number_float()) return value.get<double>();
-    const std::string text = value.is_object() && value.contains("real") && value["real"].is_string() ? value["real"].get<std::string>() : "";
+    const std::string text =
+        value.is_object() && value.contains("real") && value["real"].is_string() ? value["real"].get<std::string>() : "";
     if (text == "nan") return NotMeasured;
     if (text == "inf") return std::numeric_limits<double>::infinity();
     if (text == "-inf") return -std::numeric_limits<double>::infinity();
@@ -135,7 +138,8 @@ PolicySpec policyFromJson(const OrderedJson& value, const std::string& what) {
     }
     if (const OrderedJson* budget = object.take("budget")) {
         StrictObject inner(*budget, what + ".budget");
-        if (const OrderedJson* kind = inner.take("kind")) policy.budget.kind = enumOfJson<Budget::Kind>(*kind, budgetKinds, inner.path("kind"));
+        if (const OrderedJson* kind = inner.take("kind"))
+            policy.budget.kind = enumOfJson<Budget::Kind>(*kind, budgetKinds, inner.path("kind"));
         inner.read("compression_ratio", policy.budget.compressionRatio);
         inner.read("tokens", policy.budget.tokens);
         inner.finish();
@@ -197,17 +201,22 @@ void fieldsFromJson(const OrderedJson& value, Measurement& out, const std::strin
         const std::string name = bytesOfJson(field[0], what);
         const OrderedJson& content = field[1];
         Measurement::Value read;
-        if (content.is_boolean()) read = content.get<bool>();
-        else if (content.is_number_unsigned() && content.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
+        if (content.is_boolean())
+            read = content.get<bool>();
+        else if (content.is_number_unsigned() &&
+                 content.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
             throw EngineError(what + ": field '" + name + "' does not fit 64 bits");
-        else if (content.is_number_integer()) read = content.get<std::int64_t>();
-        else if (content.is_number_float() || (content.is_object() && content.contains("real"))) read = realOfJson(content, what + "." + name);
+        else if (content.is_number_integer())
+            read = content.get<std::int64_t>();
+        else if (content.is_number_float() || (content.is_object() && content.contains("real")))
+            read = realOfJson(content, what + "." + name);
         else if (content.is_array()) {
             std::vector<double> numbers;
             for (const OrderedJson& item : content)
                 numbers.push_back(realOfJson(item, what + "." + name));
             read = std::move(numbers);
-        } else if (!content.is_null()) read = bytesOfJson(content, what + "." + name);
+        } else if (!content.is_null())
+            read = bytesOfJson(content, what + "." + name);
         out.fields.emplace_back(name, std::move(read));
     }
 }

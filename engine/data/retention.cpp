@@ -8,13 +8,16 @@ namespace keepsight {
 namespace {
 
 std::string where(const KeepRecord& record) {
-    return "step " + std::to_string(record.step.value) + ", layer " + std::to_string(record.layer.value) + ", head " + std::to_string(record.head.value);
+    return "step " + std::to_string(record.step.value) + ", layer " + std::to_string(record.layer.value) + ", head " +
+           std::to_string(record.head.value);
 }
 
 } // namespace
 
 void Retention::append(Step step, int count) {
-    if (count < 0) throw EngineError("retention: step " + std::to_string(step.value) + " appends " + std::to_string(count) + " positions; expected 0 or more");
+    if (count < 0)
+        throw EngineError("retention: step " + std::to_string(step.value) + " appends " + std::to_string(count) +
+                          " positions; expected 0 or more");
     if (!m_born.empty() && step.value < m_born.back())
         throw EngineError("retention: step " + std::to_string(step.value) + " comes after step " + std::to_string(m_born.back()));
     m_evicted.resize(static_cast<std::size_t>(m_layers) * static_cast<std::size_t>(m_heads));
@@ -26,21 +29,27 @@ void Retention::append(Step step, int count) {
 
 void Retention::evict(const KeepRecord& record) {
     if (record.layer.value < 0 || record.layer.value >= m_layers || record.head.value < 0 || record.head.value >= m_heads)
-        throw EngineError("retention: " + where(record) + " is outside the model's " + std::to_string(m_layers) + " layers × " + std::to_string(m_heads) + " KV heads");
+        throw EngineError("retention: " + where(record) + " is outside the model's " + std::to_string(m_layers) + " layers × " +
+                          std::to_string(m_heads) + " KV heads");
     if (record.evicted.empty()) return;
     if (m_evicted.empty()) throw EngineError("retention: " + where(record) + " evicts before any position was appended");
-    auto& row = m_evicted[static_cast<std::size_t>(record.layer.value) * static_cast<std::size_t>(m_heads) + static_cast<std::size_t>(record.head.value)];
+    auto& row = m_evicted[static_cast<std::size_t>(record.layer.value) * static_cast<std::size_t>(m_heads) +
+                          static_cast<std::size_t>(record.head.value)];
     // Everything is checked before anything changes, so that a refused record leaves the sets as they were.
     Position before = -1;
     for (const Position p : record.evicted) {
         if (p < 0 || p >= positions())
-            throw EngineError("retention: " + where(record) + " evicts position " + std::to_string(p) + ", but only " + std::to_string(positions()) + " were appended");
-        if (p <= before) throw EngineError("retention: " + where(record) + " lists position " + std::to_string(p) + " after " + std::to_string(before));
+            throw EngineError("retention: " + where(record) + " evicts position " + std::to_string(p) + ", but only " +
+                              std::to_string(positions()) + " were appended");
+        if (p <= before)
+            throw EngineError("retention: " + where(record) + " lists position " + std::to_string(p) + " after " + std::to_string(before));
         const auto at = static_cast<std::size_t>(p);
         if (row[at] != NeverEvicted)
-            throw EngineError("retention: " + where(record) + " evicts position " + std::to_string(p) + ", which was evicted at step " + std::to_string(row[at]));
+            throw EngineError("retention: " + where(record) + " evicts position " + std::to_string(p) + ", which was evicted at step " +
+                              std::to_string(row[at]));
         if (record.step.value < m_born[at])
-            throw EngineError("retention: " + where(record) + " evicts position " + std::to_string(p) + ", which was appended later, at step " + std::to_string(m_born[at]));
+            throw EngineError("retention: " + where(record) + " evicts position " + std::to_string(p) +
+                              ", which was appended later, at step " + std::to_string(m_born[at]));
         before = p;
     }
     for (const Position p : record.evicted)
@@ -53,8 +62,8 @@ Position Retention::positionsAt(Step step) const {
 
 std::span<const std::int32_t> Retention::evictedAt(LayerIndex layer, HeadIndex head) const {
     if (layer.value < 0 || layer.value >= m_layers || head.value < 0 || head.value >= m_heads)
-        throw EngineError("retention: layer " + std::to_string(layer.value) + ", head " + std::to_string(head.value) + " is outside the model's " +
-                          std::to_string(m_layers) + " layers × " + std::to_string(m_heads) + " KV heads");
+        throw EngineError("retention: layer " + std::to_string(layer.value) + ", head " + std::to_string(head.value) +
+                          " is outside the model's " + std::to_string(m_layers) + " layers × " + std::to_string(m_heads) + " KV heads");
     if (m_evicted.empty()) return {};
     return m_evicted[static_cast<std::size_t>(layer.value) * static_cast<std::size_t>(m_heads) + static_cast<std::size_t>(head.value)];
 }

@@ -48,7 +48,8 @@ std::string compressed(std::string_view bytes) {
 std::string decompressed(std::string_view bytes, std::size_t atMost) {
     const unsigned long long claimed = ZSTD_getFrameContentSize(bytes.data(), bytes.size());
     if (claimed == ZSTD_CONTENTSIZE_ERROR || claimed == ZSTD_CONTENTSIZE_UNKNOWN) throw EngineError("not zstd data");
-    if (claimed > atMost) throw EngineError("claims " + std::to_string(claimed) + " bytes where at most " + std::to_string(atMost) + " belong");
+    if (claimed > atMost)
+        throw EngineError("claims " + std::to_string(claimed) + " bytes where at most " + std::to_string(atMost) + " belong");
     std::string out(static_cast<std::size_t>(claimed), '\0');
     const std::size_t size = ZSTD_decompress(out.data(), out.size(), bytes.data(), bytes.size());
     if (ZSTD_isError(size) || size != out.size()) throw EngineError("zstd data is damaged");
@@ -59,7 +60,8 @@ std::string encodeDelta(const std::vector<KeepRecord>& records, int layers, int 
     const std::size_t rows = static_cast<std::size_t>(layers) * static_cast<std::size_t>(heads);
     std::vector<std::vector<const KeepRecord*>> ofRow(rows);
     for (const KeepRecord& record : records)
-        ofRow[static_cast<std::size_t>(record.layer.value) * static_cast<std::size_t>(heads) + static_cast<std::size_t>(record.head.value)].push_back(&record);
+        ofRow[static_cast<std::size_t>(record.layer.value) * static_cast<std::size_t>(heads) + static_cast<std::size_t>(record.head.value)]
+            .push_back(&record);
     std::string counts, gaps;
     for (const auto& row : ofRow) {
         // A head's records of one step are normally one; several are merged, which the ascending order of gaps needs.
@@ -120,7 +122,8 @@ std::string heldBitmaps(const Retention& retention, Step step) {
 
 MapEncoding encodingOf(const AttentionMap& map) {
     for (const float value : map.values)
-        if (!(std::isnan(value) || std::bit_cast<std::uint32_t>(storedAttention(value)) == std::bit_cast<std::uint32_t>(value))) return MapEncoding::floats;
+        if (!(std::isnan(value) || std::bit_cast<std::uint32_t>(storedAttention(value)) == std::bit_cast<std::uint32_t>(value)))
+            return MapEncoding::floats;
     return MapEncoding::codes;
 }
 
@@ -145,7 +148,8 @@ void decodeMap(std::string_view blob, MapEncoding encoding, AttentionMap& map) {
     const std::size_t n = static_cast<std::size_t>(map.rows) * static_cast<std::size_t>(map.cols);
     const std::size_t expected = encoding == MapEncoding::codes ? n : 4 * n;
     const std::string bytes = decompressed(blob, expected);
-    if (bytes.size() != expected) throw EngineError("holds " + std::to_string(bytes.size()) + " bytes; expected " + std::to_string(expected));
+    if (bytes.size() != expected)
+        throw EngineError("holds " + std::to_string(bytes.size()) + " bytes; expected " + std::to_string(expected));
     map.values.resize(n);
     for (std::size_t i = 0; i < n; ++i) {
         if (encoding == MapEncoding::codes) {

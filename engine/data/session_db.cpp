@@ -46,12 +46,12 @@ const Table& table(TableId id) {
         {"lanes", {"label TEXT", "policy TEXT", "notice TEXT", "layers INTEGER", "heads INTEGER"}},
         {"tokens", {"lane INTEGER", "position INTEGER", "token INTEGER", "role INTEGER", "bytes BLOB"}},
         {"steps",
-         {"lane INTEGER", "step INTEGER", "kind INTEGER", "first_position INTEGER", "count INTEGER", "milliseconds REAL", "policy_milliseconds REAL", "nll REAL",
-          "kv_bytes INTEGER", "allocated_bytes INTEGER"}},
+         {"lane INTEGER", "step INTEGER", "kind INTEGER", "first_position INTEGER", "count INTEGER", "milliseconds REAL",
+          "policy_milliseconds REAL", "nll REAL", "kv_bytes INTEGER", "allocated_bytes INTEGER"}},
         {"retained", {"lane INTEGER", "step INTEGER", "kind INTEGER", "data BLOB"}},
         {"maps",
-         {"lane INTEGER", "layer INTEGER", "head INTEGER", "per_query_head INTEGER", "row_begin INTEGER", "row_end INTEGER", "row_bin INTEGER", "col_bin INTEGER",
-          "rows INTEGER", "cols INTEGER", "encoding INTEGER", "data BLOB"}},
+         {"lane INTEGER", "layer INTEGER", "head INTEGER", "per_query_head INTEGER", "row_begin INTEGER", "row_end INTEGER",
+          "row_bin INTEGER", "col_bin INTEGER", "rows INTEGER", "cols INTEGER", "encoding INTEGER", "data BLOB"}},
         {"measurements", {"lane INTEGER", "kind TEXT", "fields TEXT"}},
         {"seal", {"rows INTEGER", "total INTEGER"}},
     };
@@ -82,7 +82,8 @@ Database::Database(const std::string& nameOrUri, int flags, const std::filesyste
         const std::string cause = m_db ? sqlite3_errmsg(m_db) : "out of memory";
         const int systemError = m_db ? sqlite3_system_errno(m_db) : 0;
         close();
-        throw EngineError("session '" + shownAs.string() + "': cannot open it: " + (systemError ? std::strerror(systemError) : cause.c_str()));
+        throw EngineError("session '" + shownAs.string() +
+                          "': cannot open it: " + (systemError ? std::strerror(systemError) : cause.c_str()));
     }
     sqlite3_extended_result_codes(m_db, 1);
     sqlite3_busy_timeout(m_db, 2000);
@@ -98,9 +99,7 @@ Database& Database::operator=(Database&& other) noexcept {
     return *this;
 }
 
-void Database::close() {
-    sqlite3_close_v2(std::exchange(m_db, nullptr));
-}
+void Database::close() { sqlite3_close_v2(std::exchange(m_db, nullptr)); }
 
 void Database::execute(const std::string& sql) {
     errno = 0;
@@ -122,22 +121,30 @@ void Database::fail(const std::string& doing) const {
     const int systemError = known ? known : telling ? last : 0;
     std::string cause = sqlite3_errmsg(m_db);
     const int code = sqlite3_errcode(m_db) & 0xff;
-    if ((code == SQLITE_IOERR || code == SQLITE_CANTOPEN || code == SQLITE_FULL) && systemError != 0) cause += std::string(" (") + std::strerror(systemError) + ")";
-    if (code == SQLITE_CORRUPT || code == SQLITE_NOTADB || code == SQLITE_ERROR || code == SQLITE_FORMAT) cause = "the file is damaged or not a session (" + cause + ")";
+    if ((code == SQLITE_IOERR || code == SQLITE_CANTOPEN || code == SQLITE_FULL) && systemError != 0)
+        cause += std::string(" (") + std::strerror(systemError) + ")";
+    if (code == SQLITE_CORRUPT || code == SQLITE_NOTADB || code == SQLITE_ERROR || code == SQLITE_FORMAT)
+        cause = "the file is damaged or not a session (" + cause + ")";
     throw EngineError("session '" + m_path.string() + "': " + doing + ": " + cause);
 }
 
 Statement::Statement(Database& db, const std::string& sql) : m_db(db) {
-    if (sqlite3_prepare_v2(db.get(), sql.c_str(), static_cast<int>(sql.size()), &m_statement, nullptr) != SQLITE_OK) db.fail("cannot read it");
+    if (sqlite3_prepare_v2(db.get(), sql.c_str(), static_cast<int>(sql.size()), &m_statement, nullptr) != SQLITE_OK)
+        db.fail("cannot read it");
 }
 
 void Statement::bind(int index, const Cell& cell) {
     int rc = SQLITE_OK;
-    if (std::holds_alternative<std::monostate>(cell)) rc = sqlite3_bind_null(m_statement, index);
-    else if (const auto* integer = std::get_if<std::int64_t>(&cell)) rc = sqlite3_bind_int64(m_statement, index, *integer);
-    else if (const auto* number = std::get_if<double>(&cell)) rc = sqlite3_bind_double(m_statement, index, *number);
-    else if (const auto* text = std::get_if<Text>(&cell)) rc = sqlite3_bind_text64(m_statement, index, text->bytes.data(), text->bytes.size(), SQLITE_STATIC, SQLITE_UTF8);
-    else if (const auto* blob = std::get_if<Blob>(&cell)) rc = sqlite3_bind_blob64(m_statement, index, blob->bytes.data() ? blob->bytes.data() : "", blob->bytes.size(), SQLITE_STATIC);
+    if (std::holds_alternative<std::monostate>(cell))
+        rc = sqlite3_bind_null(m_statement, index);
+    else if (const auto* integer = std::get_if<std::int64_t>(&cell))
+        rc = sqlite3_bind_int64(m_statement, index, *integer);
+    else if (const auto* number = std::get_if<double>(&cell))
+        rc = sqlite3_bind_double(m_statement, index, *number);
+    else if (const auto* text = std::get_if<Text>(&cell))
+        rc = sqlite3_bind_text64(m_statement, index, text->bytes.data(), text->bytes.size(), SQLITE_STATIC, SQLITE_UTF8);
+    else if (const auto* blob = std::get_if<Blob>(&cell))
+        rc = sqlite3_bind_blob64(m_statement, index, blob->bytes.data() ? blob->bytes.data() : "", blob->bytes.size(), SQLITE_STATIC);
     if (rc != SQLITE_OK) m_db.fail("cannot write a value");
 }
 
@@ -150,8 +157,10 @@ bool Statement::step() {
 
 Cell Statement::column(int index) const {
     switch (sqlite3_column_type(m_statement, index)) {
-    case SQLITE_INTEGER: return static_cast<std::int64_t>(sqlite3_column_int64(m_statement, index));
-    case SQLITE_FLOAT: return sqlite3_column_double(m_statement, index);
+    case SQLITE_INTEGER:
+        return static_cast<std::int64_t>(sqlite3_column_int64(m_statement, index));
+    case SQLITE_FLOAT:
+        return sqlite3_column_double(m_statement, index);
     case SQLITE_TEXT: {
         const auto* bytes = reinterpret_cast<const char*>(sqlite3_column_text(m_statement, index));
         return Text{bytes ? std::string(bytes, static_cast<std::size_t>(sqlite3_column_bytes(m_statement, index))) : std::string()};
@@ -160,7 +169,8 @@ Cell Statement::column(int index) const {
         const auto* bytes = static_cast<const char*>(sqlite3_column_blob(m_statement, index));
         return Blob{bytes ? std::string(bytes, static_cast<std::size_t>(sqlite3_column_bytes(m_statement, index))) : std::string()};
     }
-    default: return {};
+    default:
+        return {};
     }
 }
 
@@ -208,8 +218,10 @@ void RowWriter::put(TableId id, std::int64_t row, const std::vector<Cell>& cells
     Total& total = m_totals[id];
     total.changed = true;
     const auto old = m_sums.find({id, row});
-    if (old != m_sums.end()) total.sum -= static_cast<std::uint64_t>(old->second);
-    else ++total.rows;
+    if (old != m_sums.end())
+        total.sum -= static_cast<std::uint64_t>(old->second);
+    else
+        ++total.rows;
     total.sum += static_cast<std::uint64_t>(sum);
     if (isReplaceable(id)) m_sums[{id, row}] = sum;
 }

@@ -15,11 +15,15 @@ namespace keepsight::session {
 
 inline constexpr std::int32_t ApplicationId = 0x4B454550; // "KEEP"
 
-struct Text { std::string bytes; };
-struct Blob { std::string bytes; };
+struct Text {
+    std::string bytes;
+};
+struct Blob {
+    std::string bytes;
+};
 using Cell = std::variant<std::monostate, std::int64_t, double, Text, Blob>; // NULL stands for "not measured"
 
-Cell real(double value);        // NaN becomes NULL, -0 becomes 0: SQLite keeps neither
+Cell real(double value); // NaN becomes NULL, -0 becomes 0: SQLite keeps neither
 double realOf(const Cell& cell);
 
 // Columns between `id INTEGER PRIMARY KEY` and `sum INTEGER`, the same in every table.
@@ -62,7 +66,7 @@ public:
     void bind(int index, const Cell& cell); // from 1; the cell must outlive the next step
     bool step();                            // true: a row is there
     void reset() { sqlite3_reset(m_statement); }
-    Cell column(int index) const;           // from 0
+    Cell column(int index) const; // from 0
 
 private:
     Database& m_db;
@@ -75,13 +79,17 @@ public:
     explicit RowWriter(Database& db);
     ~RowWriter();
     void createTables();
-    std::int64_t append(TableId table, const std::vector<Cell>& cells);          // returns the id
-    void put(TableId table, std::int64_t id, const std::vector<Cell>& cells);    // inserts or replaces
-    void seal();                                                                 // before every commit
-    void restore(const RowWriter& other);                                        // continues what another connection wrote
+    std::int64_t append(TableId table, const std::vector<Cell>& cells);       // returns the id
+    void put(TableId table, std::int64_t id, const std::vector<Cell>& cells); // inserts or replaces
+    void seal();                                                              // before every commit
+    void restore(const RowWriter& other);                                     // continues what another connection wrote
 
 private:
-    struct Total { std::int64_t rows = 0; std::uint64_t sum = 0; bool changed = false; };
+    struct Total {
+        std::int64_t rows = 0;
+        std::uint64_t sum = 0;
+        bool changed = false;
+    };
     Database& m_db;
     std::vector<Statement*> m_insert;
     std::vector<Total> m_totals;

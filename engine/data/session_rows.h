@@ -28,8 +28,8 @@ public:
     void add(const AttentionMap& map);
     void add(const Measurement& measurement);
     void notice(LaneIndex lane, const std::string& text);
-    void flush();                         // evictions collected so far, and the seal
-    void complete();                      // the last step of every lane is over: its keyframe, if one is due
+    void flush();    // evictions collected so far, and the seal
+    void complete(); // the last step of every lane is over: its keyframe, if one is due
     const RunInfo& run() const { return m_run; }
 
 private:

@@ -108,7 +108,8 @@ double Trace::perplexityAt(LaneIndex lane, Step step) const {
 
 std::shared_ptr<const Trace> withPreview(const Trace& trace, LaneIndex laneIndex, const PolicySpec& policy, const KeptSets& sets) {
     if (laneIndex.value < 0 || static_cast<std::size_t>(laneIndex.value) >= trace.lanes.size())
-        throw EngineError("preview: lane " + std::to_string(laneIndex.value) + " is outside 0 … " + std::to_string(static_cast<int>(trace.lanes.size()) - 1));
+        throw EngineError("preview: lane " + std::to_string(laneIndex.value) + " is outside 0 … " +
+                          std::to_string(static_cast<int>(trace.lanes.size()) - 1));
     auto out = std::make_shared<Trace>(trace);
     Lane& lane = out->lanes[static_cast<std::size_t>(laneIndex.value)];
     const int layers = lane.retention.layers() > 0 ? lane.retention.layers() : trace.model.config.layers;
@@ -124,8 +125,8 @@ std::shared_ptr<const Trace> withPreview(const Trace& trace, LaneIndex laneIndex
     for (int layer = 0; layer < layers; ++layer) {
         const auto& ofLayer = sets.kept[static_cast<std::size_t>(layer)];
         if (ofLayer.size() != static_cast<std::size_t>(heads))
-            throw EngineError("preview: kept sets of " + std::to_string(ofLayer.size()) + " heads in layer " + std::to_string(layer) + " for a model of " +
-                              std::to_string(heads));
+            throw EngineError("preview: kept sets of " + std::to_string(ofLayer.size()) + " heads in layer " + std::to_string(layer) +
+                              " for a model of " + std::to_string(heads));
         for (int head = 0; head < heads; ++head) {
             const auto& kept = ofLayer[static_cast<std::size_t>(head)];
             record.layer = LayerIndex{layer};
@@ -134,8 +135,9 @@ std::shared_ptr<const Trace> withPreview(const Trace& trace, LaneIndex laneIndex
             Position next = 0;
             for (const Position p : kept) {
                 if (p < next || p >= length)
-                    throw EngineError("preview: kept position " + std::to_string(p) + " in layer " + std::to_string(layer) + ", head " + std::to_string(head) +
-                                      " is out of order or outside the " + std::to_string(length) + " prefilled tokens");
+                    throw EngineError("preview: kept position " + std::to_string(p) + " in layer " + std::to_string(layer) + ", head " +
+                                      std::to_string(head) + " is out of order or outside the " + std::to_string(length) +
+                                      " prefilled tokens");
                 for (; next < p; ++next)
                     record.evicted.push_back(next);
                 next = p + 1;

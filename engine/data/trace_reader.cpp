@@ -33,7 +33,8 @@ class ScratchCopy {
 public:
     explicit ScratchCopy(const fs::path& path) {
         std::string folder = (fs::temp_directory_path() / "keepsight-XXXXXX").string();
-        if (!::mkdtemp(folder.data())) throw EngineError("session '" + path.string() + "': cannot make a folder in " + fs::temp_directory_path().string());
+        if (!::mkdtemp(folder.data()))
+            throw EngineError("session '" + path.string() + "': cannot make a folder in " + fs::temp_directory_path().string());
         m_folder = folder;
         fs::copy_file(path, file());
         if (fs::exists(besideSession(path, "-wal"))) fs::copy_file(besideSession(path, "-wal"), besideSession(file(), "-wal"));
@@ -59,7 +60,8 @@ std::string immutableUri(const fs::path& path) {
             uri += '%';
             uri += digits[static_cast<unsigned char>(c) >> 4];
             uri += digits[static_cast<unsigned char>(c) & 15];
-        } else uri += c;
+        } else
+            uri += c;
     }
     return uri + "?immutable=1";
 }
@@ -115,13 +117,17 @@ private:
 
     void checkSchema() {
         const std::int64_t id = m_db.integer("PRAGMA application_id"), version = m_db.integer("PRAGMA user_version");
-        if (id != ApplicationId) throw EngineError("'" + m_path.string() + "' is not a Keepsight session: its application id is " + std::to_string(id) + ", expected " + std::to_string(ApplicationId));
+        if (id != ApplicationId)
+            throw EngineError("'" + m_path.string() + "' is not a Keepsight session: its application id is " + std::to_string(id) +
+                              ", expected " + std::to_string(ApplicationId));
         if (version > Trace::CurrentFormat)
-            throw EngineError("session '" + m_path.string() + "' has format " + std::to_string(version) + ", but this program reads formats up to " + std::to_string(Trace::CurrentFormat));
+            throw EngineError("session '" + m_path.string() + "' has format " + std::to_string(version) +
+                              ", but this program reads formats up to " + std::to_string(Trace::CurrentFormat));
         if (version < 1) damaged("its header", "names format " + std::to_string(version));
         m_trace->formatVersion = static_cast<int>(version);
         // Plain tables only: nothing in a file we are given may run.
-        if (m_db.integer("SELECT count(*) FROM sqlite_schema WHERE type <> 'table' OR rootpage <= 0") != 0) damaged("its schema", "holds more than tables");
+        if (m_db.integer("SELECT count(*) FROM sqlite_schema WHERE type <> 'table' OR rootpage <= 0") != 0)
+            damaged("its schema", "holds more than tables");
     }
 
     // Calls `use(id, cells)` for every row, after its sum was checked; then checks the table against the seal.
@@ -156,17 +162,21 @@ private:
         if (id == Seal) return;
         const auto& seal = m_seal[static_cast<std::size_t>(id)];
         if (!seal || seal->first != rows || static_cast<std::uint64_t>(seal->second) != total)
-            damaged(std::string("table ") + t.name, "holds " + std::to_string(rows) + " rows; its seal says " + (seal ? std::to_string(seal->first) : std::string("nothing")) +
-                                                       (seal && seal->first == rows ? ", with another checksum" : ""));
+            damaged(std::string("table ") + t.name, "holds " + std::to_string(rows) + " rows; its seal says " +
+                                                        (seal ? std::to_string(seal->first) : std::string("nothing")) +
+                                                        (seal && seal->first == rows ? ", with another checksum" : ""));
     }
 
     std::int64_t integer(std::size_t column, std::int64_t low, std::int64_t high) const {
         const auto* value = std::get_if<std::int64_t>(&(*m_cells)[column]);
         if (!value || *value < low || *value > high)
-            damaged(m_part, "has " + (value ? std::to_string(*value) : std::string("no whole number")) + " in column " + std::to_string(column + 1) + "; expected " + std::to_string(low) + " … " + std::to_string(high));
+            damaged(m_part, "has " + (value ? std::to_string(*value) : std::string("no whole number")) + " in column " +
+                                std::to_string(column + 1) + "; expected " + std::to_string(low) + " … " + std::to_string(high));
         return *value;
     }
-    int index(std::size_t column, std::int64_t low = 0) const { return static_cast<int>(integer(column, low, std::numeric_limits<std::int32_t>::max())); }
+    int index(std::size_t column, std::int64_t low = 0) const {
+        return static_cast<int>(integer(column, low, std::numeric_limits<std::int32_t>::max()));
+    }
     const std::string& text(std::size_t column) const {
         const auto* value = std::get_if<Text>(&(*m_cells)[column]);
         if (!value) damaged(m_part, "has no text in column " + std::to_string(column + 1));
@@ -178,15 +188,18 @@ private:
         return value->bytes;
     }
     OrderedJson json(std::size_t column) const { return parseStrictJson(text(column), "JSON"); }
-    LaneIndex lane(std::size_t column, int low = 0) const { return LaneIndex{static_cast<int>(integer(column, low, static_cast<std::int64_t>(m_trace->lanes.size()) - 1))}; }
+    LaneIndex lane(std::size_t column, int low = 0) const {
+        return LaneIndex{static_cast<int>(integer(column, low, static_cast<std::int64_t>(m_trace->lanes.size()) - 1))};
+    }
     Lane& laneAt(LaneIndex index) { return m_trace->lanes[static_cast<std::size_t>(index.value)]; }
 
     void readSeal() {
         m_seal.resize(TableCount);
         eachRow(Seal, [&](std::int64_t row) {
             if (row < 1 || row > Seal) damaged("its seal", "names table " + std::to_string(row));
-            m_seal[static_cast<std::size_t>(row - 1)] = {integer(0, 0, std::numeric_limits<std::int64_t>::max()),
-                                                        integer(1, std::numeric_limits<std::int64_t>::min(), std::numeric_limits<std::int64_t>::max())};
+            m_seal[static_cast<std::size_t>(row - 1)] = {
+                integer(0, 0, std::numeric_limits<std::int64_t>::max()),
+                integer(1, std::numeric_limits<std::int64_t>::min(), std::numeric_limits<std::int64_t>::max())};
         });
     }
 
@@ -198,7 +211,8 @@ private:
             if (row == ModelRow) m_trace->model = modelFromJson(json(1), "model");
             if (row == PrefillRow) StrictObject::convert(json(1), m_trace->prefillLength, "prefill_length");
         });
-        if (seen != ((1 << RunRow) | (1 << ModelRow) | (1 << PrefillRow))) damaged("table meta", "lacks the run, the model or the prefill's length");
+        if (seen != ((1 << RunRow) | (1 << ModelRow) | (1 << PrefillRow)))
+            damaged("table meta", "lacks the run, the model or the prefill's length");
     }
 
     void readLanes() {
@@ -231,7 +245,8 @@ private:
             const LaneIndex of = lane(0);
             Lane& out = laneAt(of);
             StepRecord step;
-            step.step = Step{static_cast<int>(integer(1, static_cast<std::int64_t>(out.steps.size()), static_cast<std::int64_t>(out.steps.size())))};
+            step.step = Step{
+                static_cast<int>(integer(1, static_cast<std::int64_t>(out.steps.size()), static_cast<std::int64_t>(out.steps.size())))};
             step.kind = static_cast<StepRecord::Kind>(integer(2, 0, 2));
             step.firstPosition = index(3);
             step.count = index(4);
@@ -243,7 +258,8 @@ private:
             std::int64_t& total = positions[static_cast<std::size_t>(of.value)];
             total += step.count;
             const std::int64_t rows = std::max<std::int64_t>(1, static_cast<std::int64_t>(out.retention.layers()) * out.retention.heads());
-            if (total > MostCells / rows) damaged(m_part, "brings lane " + out.label + " to " + std::to_string(total) + " positions, more than a session may hold");
+            if (total > MostCells / rows)
+                damaged(m_part, "brings lane " + out.label + " to " + std::to_string(total) + " positions, more than a session may hold");
             out.steps.push_back(step);
         });
         for (Lane& out : m_trace->lanes)
@@ -252,7 +268,11 @@ private:
     }
 
     void readRetained() {
-        struct Check { LaneIndex lane; Step step; std::string bitmaps; };
+        struct Check {
+            LaneIndex lane;
+            Step step;
+            std::string bitmaps;
+        };
         std::vector<Check> keyframes;
         eachRow(Retained, [&](std::int64_t) {
             const LaneIndex of = lane(0);
@@ -260,14 +280,16 @@ private:
             const Step step{static_cast<int>(integer(1, 0, static_cast<std::int64_t>(out.steps.size()) - 1))};
             const Position positions = out.retention.positionsAt(step);
             const auto rows = static_cast<std::size_t>(out.retention.layers()) * static_cast<std::size_t>(out.retention.heads());
-            if (integer(2, Delta, Keyframe) == Keyframe) keyframes.push_back({of, step, decompressed(blob(3), rows * (static_cast<std::size_t>(positions) + 7) / 8 + rows)});
+            if (integer(2, Delta, Keyframe) == Keyframe)
+                keyframes.push_back({of, step, decompressed(blob(3), rows * (static_cast<std::size_t>(positions) + 7) / 8 + rows)});
             else
                 for (const KeepRecord& record : decodeDelta(blob(3), of, step, out.retention.layers(), out.retention.heads(), positions))
                     out.retention.evict(record);
         });
         for (const Check& check : keyframes)
             if (heldBitmaps(laneAt(check.lane).retention, check.step) != check.bitmaps)
-                damaged("lane " + laneAt(check.lane).label + ", step " + std::to_string(check.step.value) + ":", "the recorded evictions do not lead to the recorded sets");
+                damaged("lane " + laneAt(check.lane).label + ", step " + std::to_string(check.step.value) + ":",
+                        "the recorded evictions do not lead to the recorded sets");
     }
 
     void readMaps() {

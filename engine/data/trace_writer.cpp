@@ -5,11 +5,15 @@
 #include "engine/data/job.h"
 #include "engine/data/session_rows.h"
 
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
+#include <fcntl.h>
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <unistd.h>
 
 namespace keepsight {
 
@@ -37,10 +41,15 @@ class WholeFile {
 public:
     WholeFile(const Trace& trace, const fs::path& target) : m_path(beside(target, ".part")) {
         discard();
+        // Made here and not by SQLite, which tries again read-only and then reports that failure instead of the first.
+        const int file = ::open(m_path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (file < 0) throw EngineError("session '" + target.string() + "': cannot write it: " + std::strerror(errno));
+        ::close(file);
         m_db = Database(m_path.string(), SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, target);
         try {
-            m_db.execute("PRAGMA journal_mode=MEMORY; PRAGMA synchronous=FULL; PRAGMA application_id=" + std::to_string(session::ApplicationId) +
-                         "; PRAGMA user_version=" + std::to_string(Trace::CurrentFormat) + "; BEGIN IMMEDIATE");
+            m_db.execute(
+                "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=FULL; PRAGMA application_id=" + std::to_string(session::ApplicationId) +
+                "; PRAGMA user_version=" + std::to_string(Trace::CurrentFormat) + "; BEGIN IMMEDIATE");
             m_rows.emplace(m_db);
             m_rows->create(trace);
         } catch (...) {
@@ -78,8 +87,10 @@ void settleEarlier(const fs::path& path) {
     if (!fs::exists(beside(path, "-wal"), error)) return;
     if (fs::exists(path, error)) {
         Database old(path.string(), SQLITE_OPEN_READWRITE, path);
-        const bool failed = sqlite3_exec(old.get(), "PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode=DELETE", nullptr, nullptr, nullptr) != SQLITE_OK;
-        if (failed && (sqlite3_errcode(old.get()) & 0xff) == SQLITE_BUSY) throw EngineError("session '" + path.string() + "': another program is writing it");
+        const bool failed =
+            sqlite3_exec(old.get(), "PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode=DELETE", nullptr, nullptr, nullptr) != SQLITE_OK;
+        if (failed && (sqlite3_errcode(old.get()) & 0xff) == SQLITE_BUSY)
+            throw EngineError("session '" + path.string() + "': another program is writing it");
     }
     removeQuietly(beside(path, "-wal"));
     removeQuietly(beside(path, "-shm"));
@@ -145,7 +156,9 @@ struct TraceFileWriter::Private {
                 wake.wait(lock);
                 continue;
             }
-            if (wake.wait_until(lock, batchBegan + BatchTime) == std::cv_status::no_timeout || !inBatch || std::chrono::steady_clock::now() < batchBegan + BatchTime) continue;
+            if (wake.wait_until(lock, batchBegan + BatchTime) == std::cv_status::no_timeout || !inBatch ||
+                std::chrono::steady_clock::now() < batchBegan + BatchTime)
+                continue;
             try {
                 commit();
             } catch (const std::exception& error) {

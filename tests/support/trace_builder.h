@@ -11,10 +11,10 @@ namespace keepsight::test {
 
 struct TraceShape {
     int layers = 4, kvHeads = 3, queryHeads = 9;
-    int prompt = 60, decode = 20;      // tokens; every decoded token makes lane B evict one per head
-    double removed = 0.5;              // share that lane B removes after the prefill
-    int mapBins = 20;                  // per side; 0: no maps
-    bool generated = false;            // lanes say their own tokens instead of the forced ones
+    int prompt = 60, decode = 20; // tokens; every decoded token makes lane B evict one per head
+    double removed = 0.5;         // share that lane B removes after the prefill
+    int mapBins = 20;             // per side; 0: no maps
+    bool generated = false;       // lanes say their own tokens instead of the forced ones
     bool measurements = true;
     unsigned seed = 7;
 };
@@ -61,14 +61,17 @@ inline void record(TraceSink& sink, const TraceShape& shape = {}) {
     header.lanes[1].label = "B";
     header.lanes[1].policy = snapkv;
 
-    static const char* const words[] = {"The", " lantern", " keeper", " counted", " boats", ",", " and", " wrote", " the", " number", " down", ".", "\n", " caf\xc3\xa9", " \xe2\x9c", "\x93"};
+    static const char* const words[] = {"The",     " lantern", " keeper", " counted", " boats",       ",",         " and", " wrote", " the",
+                                        " number", " down",    ".",       "\n",       " caf\xc3\xa9", " \xe2\x9c", "\x93"};
     std::vector<TokenRecord> tokens;
     for (int p = 0; p < shape.prompt + shape.decode; ++p) {
         TokenRecord token;
         const unsigned word = static_cast<unsigned>(p) % 16u;
         token.id = static_cast<TokenId>(word + 3);
         token.position = p;
-        token.role = p < shape.prompt ? TokenRecord::Role::prompt : shape.generated ? TokenRecord::Role::generated : TokenRecord::Role::forced;
+        token.role = p < shape.prompt  ? TokenRecord::Role::prompt
+                     : shape.generated ? TokenRecord::Role::generated
+                                       : TokenRecord::Role::forced;
         token.bytes = words[word];
         tokens.push_back(token);
     }
@@ -123,7 +126,9 @@ inline void record(TraceSink& sink, const TraceShape& shape = {}) {
             step.kind = kind;
             step.firstPosition = first;
             step.count = count;
-            step.milliseconds = kind == StepRecord::Kind::prefill ? 40.0 : kind == StepRecord::Kind::evict ? 2.0 : 5.0 + uniform() - 2.0 * laneValue;
+            step.milliseconds = kind == StepRecord::Kind::prefill ? 40.0
+                                : kind == StepRecord::Kind::evict ? 2.0
+                                                                  : 5.0 + uniform() - 2.0 * laneValue;
             step.policyMilliseconds = kind == StepRecord::Kind::prefill ? NotMeasured : 0.25;
             if (kind == StepRecord::Kind::decode) step.nll = 2.0 + uniform() + 0.1 * laneValue;
             step.kvBytes = entries * perEntry;
@@ -150,7 +155,8 @@ inline void record(TraceSink& sink, const TraceShape& shape = {}) {
             }
             if (!evicts) continue;
             for (std::size_t i = 0; i < held.size(); ++i) {
-                KeepRecord record{lane, Step{step}, LayerIndex{static_cast<int>(i) / shape.kvHeads}, HeadIndex{static_cast<int>(i) % shape.kvHeads}, {}};
+                KeepRecord record{
+                    lane, Step{step}, LayerIndex{static_cast<int>(i) / shape.kvHeads}, HeadIndex{static_cast<int>(i) % shape.kvHeads}, {}};
                 // The first four and the newest eight stay; what goes is drawn from between.
                 while (static_cast<int>(held[i].size()) > budget && held[i].size() > 12) {
                     const auto at = 4 + static_cast<std::ptrdiff_t>(uniform() * static_cast<double>(held[i].size() - 12));

@@ -23,12 +23,9 @@ inline bool same(const Measurement::Value& a, const Measurement::Value& b) {
     return a == b;
 }
 template <class T>
-    requires(!std::is_same_v<T, double> && !std::is_same_v<T, float>)
-bool same(const T& a, const T& b) {
-    return a == b;
-}
+requires(!std::is_same_v<T, double> && !std::is_same_v<T, float>) bool same(const T& a, const T& b) { return a == b; }
 
-#define KEEPSIGHT_SAME(member) \
+#define KEEPSIGHT_SAME(member)                                                                                                             \
     if (!same(a.member, b.member)) return std::string(#member)
 
 inline std::string difference(const AttentionMap& a, const AttentionMap& b) {
@@ -45,7 +42,9 @@ inline std::string difference(const AttentionMap& a, const AttentionMap& b) {
     KEEPSIGHT_SAME(values);
     return {};
 }
-inline std::string difference(const std::shared_ptr<const AttentionMap>& a, const std::shared_ptr<const AttentionMap>& b) { return difference(*a, *b); }
+inline std::string difference(const std::shared_ptr<const AttentionMap>& a, const std::shared_ptr<const AttentionMap>& b) {
+    return difference(*a, *b);
+}
 inline std::string difference(const TokenRecord& a, const TokenRecord& b) {
     KEEPSIGHT_SAME(id);
     KEEPSIGHT_SAME(position);
@@ -80,7 +79,8 @@ inline std::string difference(const Retention& a, const Retention& b) {
     for (int layer = 0; layer < a.layers(); ++layer)
         for (int head = 0; head < a.heads(); ++head) {
             const auto x = a.evictedAt(LayerIndex{layer}, HeadIndex{head}), y = b.evictedAt(LayerIndex{layer}, HeadIndex{head});
-            if (!std::equal(x.begin(), x.end(), y.begin(), y.end())) return "evictedAt[" + std::to_string(layer) + "][" + std::to_string(head) + "]";
+            if (!std::equal(x.begin(), x.end(), y.begin(), y.end()))
+                return "evictedAt[" + std::to_string(layer) + "][" + std::to_string(head) + "]";
         }
     return {};
 }

@@ -32,7 +32,8 @@ StepRecord step(int value, StepRecord::Kind kind, int count, double ms, double n
     return record;
 }
 
-std::shared_ptr<const AttentionMap> map(LaneIndex lane, Position begin, int rowBin, int colBin, int rows, int cols, std::vector<float> values) {
+std::shared_ptr<const AttentionMap> map(LaneIndex lane, Position begin, int rowBin, int colBin, int rows, int cols,
+                                        std::vector<float> values) {
     auto out = std::make_shared<AttentionMap>();
     out->lane = lane;
     out->layer = LayerIndex{1};
@@ -66,7 +67,8 @@ Trace handmade() {
     for (int i = 0; i < 2; ++i) {
         Lane& lane = trace.lanes[static_cast<std::size_t>(i)];
         lane.label = i ? "B" : "A";
-        lane.steps = {step(0, Kind::prefill, 4, 40, Missing, 400), step(1, Kind::evict, 0, 1, Missing, i ? 300 : 400), step(2, Kind::decode, 1, 5 - i, 1 + i, i ? 400 : 500)};
+        lane.steps = {step(0, Kind::prefill, 4, 40, Missing, 400), step(1, Kind::evict, 0, 1, Missing, i ? 300 : 400),
+                      step(2, Kind::decode, 1, 5 - i, 1 + i, i ? 400 : 500)};
         if (i) lane.steps.push_back(step(3, Kind::decode, 1, 6, 3, 450));
         lane.retention = Retention(2, 1);
         for (const StepRecord& s : lane.steps)
@@ -95,7 +97,8 @@ Trace handmade() {
 void compare(const std::vector<double>& values, const std::vector<double>& expected) {
     QCOMPARE(values.size(), expected.size());
     for (std::size_t i = 0; i < values.size(); ++i)
-        QVERIFY2(values[i] == expected[i] || (std::isnan(values[i]) && std::isnan(expected[i])), qPrintable(QString("value %1: %2, expected %3").arg(i).arg(values[i]).arg(expected[i])));
+        QVERIFY2(values[i] == expected[i] || (std::isnan(values[i]) && std::isnan(expected[i])),
+                 qPrintable(QString("value %1: %2, expected %3").arg(i).arg(values[i]).arg(expected[i])));
 }
 
 std::string bytesOf(const fs::path& path) {
@@ -129,8 +132,8 @@ private Q_SLOTS:
         const PictureData data = picture(trace, "attention", focus);
         QCOMPARE(data.name, std::string("attention-B-L1-H0"));
         QCOMPARE(data.shape, (std::vector<std::size_t>{4, 6}));
-        compare(data.values, {0.75, 0.75, Missing, Missing, Missing, Missing, 0.25, 0.25, 0.5, 0.5, Missing, Missing,
-                              0.5, Missing, Missing, 0.25, 0.25, Missing, 0.125, Missing, Missing, 0.5, 0.25, 0.125});
+        compare(data.values, {0.75, 0.75,    Missing, Missing, Missing, Missing, 0.25,  0.25,    0.5,     0.5, Missing, Missing,
+                              0.5,  Missing, Missing, 0.25,    0.25,    Missing, 0.125, Missing, Missing, 0.5, 0.25,    0.125});
         QCOMPARE(data.axes[0].labels, (std::vector<std::string>{"0–1", "2–3", "4", "5"}));
         PictureFocus early = focus;
         early.step = Step{2};
@@ -243,14 +246,17 @@ private Q_SLOTS:
         QVERIFY(json["values"].toArray()[1].isNull());
         QCOMPARE(json["values"].toArray()[3].toDouble(), 0.25);
         QCOMPARE(json["axes"].toArray()[1].toObject()["labels"].toArray()[1].toString(), QString("1000"));
-        QCOMPARE(QJsonDocument::fromJson(QByteArray::fromStdString(toJson(picture(handmade(), "ppl")))).object()["x"].toArray()[1].toDouble(), 3.0);
+        QCOMPARE(
+            QJsonDocument::fromJson(QByteArray::fromStdString(toJson(picture(handmade(), "ppl")))).object()["x"].toArray()[1].toDouble(),
+            3.0);
     }
 
     void measurementsKeepTheirColumns() {
         const Trace trace = handmade();
         const std::vector<Measurement> ppl = {trace.measurements.back()};
         QCOMPARE(measurementsToCsv(ppl), std::string("ppl,kv_bytes,policy,per_window,budget,nan\n19.5,4096,\"a \"\"b\"\", c\",2.5;3,,\n"));
-        const char* const json = "[{\"ppl\":19.5,\"kv_bytes\":4096,\"policy\":\"a \\\"b\\\", c\",\"per_window\":[2.5,3.0],\"budget\":null,\"nan\":null}]";
+        const char* const json =
+            "[{\"ppl\":19.5,\"kv_bytes\":4096,\"policy\":\"a \\\"b\\\", c\",\"per_window\":[2.5,3.0],\"budget\":null,\"nan\":null}]";
         QCOMPARE(measurementsToJson(ppl, -1), std::string(json));
         const std::string mixed = measurementsToCsv(trace.measurements);
         QCOMPARE(std::count(mixed.begin(), mixed.end(), '\n'), std::ptrdiff_t(6));

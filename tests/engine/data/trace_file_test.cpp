@@ -94,7 +94,9 @@ class TraceFileTest : public QObject {
     Q_OBJECT
     QTemporaryDir m_folder;
     fs::path path(const char* name) const { return fs::path(m_folder.path().toStdString()) / name; }
-    bool onlyFile(const fs::path& file) const { return !fs::exists(file.string() + "-wal") && !fs::exists(file.string() + "-shm") && !fs::exists(file.string() + ".part"); }
+    bool onlyFile(const fs::path& file) const {
+        return !fs::exists(file.string() + "-wal") && !fs::exists(file.string() + "-shm") && !fs::exists(file.string() + ".part");
+    }
 
 private Q_SLOTS:
     void savedTracesComeBackEqual_data() {
@@ -255,7 +257,8 @@ private Q_SLOTS:
             const std::size_t size = i == 0 ? 0 : i == 1 ? 15 : i == 2 ? bytes.size() - 1 : bytes.size() * static_cast<std::size_t>(i) / 20;
             put(path("short.keep"), bytes.substr(0, size));
             const std::string refusal = refusalOf(path("short.keep"));
-            QVERIFY2(refusal.find("short.keep") != std::string::npos, qPrintable(QString("%1 of %2 bytes: %3").arg(size).arg(bytes.size()).arg(refusal.c_str())));
+            QVERIFY2(refusal.find("short.keep") != std::string::npos,
+                     qPrintable(QString("%1 of %2 bytes: %3").arg(size).arg(bytes.size()).arg(refusal.c_str())));
             QVERIFY(refusal.find('\n') == std::string::npos);
         }
     }
@@ -274,7 +277,8 @@ private Q_SLOTS:
             put(path("flipped.keep"), flipped);
             try {
                 const auto loaded = loadTrace(path("flipped.keep"));
-                QVERIFY2(test::difference(*trace, *loaded).empty(), qPrintable(QString("byte %1: %2").arg(at).arg(test::difference(*trace, *loaded).c_str())));
+                QVERIFY2(test::difference(*trace, *loaded).empty(),
+                         qPrintable(QString("byte %1: %2").arg(at).arg(test::difference(*trace, *loaded).c_str())));
             } catch (const EngineError& error) {
                 ++refused;
                 QVERIFY(std::string(error.what()).find("flipped.keep") != std::string::npos);
@@ -304,7 +308,8 @@ private Q_SLOTS:
             return make(name, sql);
         };
         QVERIFY(changed("gone.keep", "DELETE FROM tokens WHERE id=7").find("table tokens holds 79 rows") != std::string::npos);
-        QVERIFY(changed("edited.keep", "UPDATE steps SET nll=1.0 WHERE id=7").find("table steps, row 7 does not match its checksum") != std::string::npos);
+        QVERIFY(changed("edited.keep", "UPDATE steps SET nll=1.0 WHERE id=7").find("table steps, row 7 does not match its checksum") !=
+                std::string::npos);
         QVERIFY(changed("dropped.keep", "DROP TABLE maps").find("damaged") != std::string::npos);
         QVERIFY(changed("view.keep", "CREATE VIEW v AS SELECT 1").find("more than tables") != std::string::npos);
         QVERIFY(refusalOf(m_folder.path().toStdString()).find("session") != std::string::npos);
@@ -334,7 +339,10 @@ private Q_SLOTS:
                     }
                 } catch (const EngineError& error) {
                     const std::string text = error.what();
-                    code = text.find(recording ? "disk2.keep" : "disk.keep") != std::string::npos && text.find("File too large") != std::string::npos ? 42 : 3;
+                    code = text.find(recording ? "disk2.keep" : "disk.keep") != std::string::npos &&
+                                   text.find("File too large") != std::string::npos
+                               ? 42
+                               : 3;
                     if (code == 3) std::fprintf(stderr, "%s\n", text.c_str());
                 }
                 ::_exit(code);
@@ -357,7 +365,9 @@ private Q_SLOTS:
             saveTrace(*test::buildTrace(), nowhere);
             QFAIL("not refused");
         } catch (const EngineError& error) {
-            QVERIFY2(std::string(error.what()).find("no-such-folder/x.keep") != std::string::npos && std::string(error.what()).find("No such file") != std::string::npos, error.what());
+            QVERIFY2(std::string(error.what()).find("no-such-folder/x.keep") != std::string::npos &&
+                         std::string(error.what()).find("No such file") != std::string::npos,
+                     error.what());
         }
         TraceFileWriter writer(nowhere);
         QVERIFY_EXCEPTION_THROWN(test::record(writer), EngineError);
@@ -407,7 +417,8 @@ private Q_SLOTS:
         saveTrace(trace, path("both.keep"));
         trace.lanes.resize(1); // full only: what tokens and steps take without evictions
         saveTrace(trace, path("full.keep"));
-        qInfo("1000 steps, 30 layers x 3 heads, 500 tokens: session with evictions %.0f kB, without %.0f kB", fs::file_size(path("both.keep")) / 1e3, fs::file_size(path("full.keep")) / 1e3);
+        qInfo("1000 steps, 30 layers x 3 heads, 500 tokens: session with evictions %.0f kB, without %.0f kB",
+              fs::file_size(path("both.keep")) / 1e3, fs::file_size(path("full.keep")) / 1e3);
         QVERIFY(fs::file_size(path("both.keep")) < 700000);
     }
 

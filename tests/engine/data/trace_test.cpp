@@ -249,7 +249,8 @@ private Q_SLOTS:
         QCOMPARE(kept, std::size_t(90 * 2000));
         QCOMPARE(preview->lanes[1].retention.countAt(Step{1}, LayerIndex{29}, HeadIndex{2}), 2000);
         QVERIFY(holders > 0);
-        qInfo("30 x 3 x 4000: preview %.2f ms, snapshot %.2f ms, keptAt of all heads %.2f ms, holdersAt of all positions %.2f ms", previewMs, snapshotMs, keptMs, holdersMs);
+        qInfo("30 x 3 x 4000: preview %.2f ms, snapshot %.2f ms, keptAt of all heads %.2f ms, holdersAt of all positions %.2f ms",
+              previewMs, snapshotMs, keptMs, holdersMs);
     }
 };
 
