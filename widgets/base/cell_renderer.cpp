@@ -46,13 +46,14 @@ public:
         m_factor = static_cast<float>(255.0 / (high - low));
         m_bounds.front() = -std::numeric_limits<float>::infinity();
         m_bounds.back() = std::numeric_limits<float>::infinity();
-        for (int i = 1; i < 256; ++i) { // the first float of each colour
-            float bound = static_cast<float>(scale.valueAt((i - 0.5) / 255.0));
-            while (scale.index(static_cast<double>(bound)) >= i)
-                bound = std::nextafter(bound, -std::numeric_limits<float>::infinity());
-            while (scale.index(static_cast<double>(bound)) < i)
-                bound = std::nextafter(bound, std::numeric_limits<float>::infinity());
-            m_bounds[static_cast<std::size_t>(i)] = bound;
+        for (int i = 1; i < 256; ++i) { // the first float of each colour, by halving the way from the colour before
+            float below = static_cast<float>(scale.valueAt((i - 1) / 255.0)), first = static_cast<float>(scale.valueAt(i / 255.0));
+            for (;;) {
+                const float middle = below + (first - below) / 2;
+                if (!(middle > below && middle < first)) break;
+                (scale.index(static_cast<double>(middle)) < i ? below : first) = middle;
+            }
+            m_bounds[static_cast<std::size_t>(i)] = first;
         }
     }
     int operator()(float value) const {
