@@ -104,7 +104,6 @@ InspectorPanel::InspectorPanel(QWidget* parent)
     m_before = row(tr("Attention before"));
     m_after = row(tr("Attention since"));
     m_nll = row(tr("NLL"));
-    m_before->setToolTip(tr("Mean weight this token's bin received from each later query of the prefill"));
     m_after->setToolTip(tr("The same over this lane's own steps; 0 once it is evicted"));
     auto* heldBy = new QLabel(tr("Held by (head × layer)"));
     heldBy->setProperty("role", "quiet");
@@ -208,10 +207,11 @@ void InspectorPanel::refresh() {
         label->setText(dash);
     if (token) {
         m_state->setText(!facts.appended ? tr("not read yet") : facts.held ? tr("held") : tr("evicted"));
-        m_since->setText(facts.evictedAt == NeverEvicted ? tr("never") : facts.evictedAt == 1 ? tr("step 1, after the prefill") : tr("step %1").arg(facts.evictedAt));
+        m_since->setText(facts.evictedAt == NeverEvicted ? tr("never") : facts.evictedAt == 1 ? tr("step 1 (prefill)") : tr("step %1").arg(facts.evictedAt));
         if (facts.holdersOf) m_holders->setText(tr("%1 of %2 heads").arg(facts.holders).arg(facts.holdersOf));
-        if (facts.seen) m_kept->setText(tr("%1 of %2 tokens").arg(facts.kept).arg(facts.seen));
-        m_before->setText(percent(facts.attentionPrefill, 2) + (facts.bin > 1 && !std::isnan(facts.attentionPrefill) ? tr(" (%1 tokens)").arg(facts.bin) : QString()));
+        if (facts.seen) m_kept->setText(tr("%1 of %2").arg(facts.kept).arg(facts.seen));
+        m_before->setText(percent(facts.attentionPrefill, 2));
+        m_before->setToolTip(tr("Mean weight from each later query of the prefill, over the %n token(s) of this one's bin", nullptr, facts.bin));
         m_after->setText(percent(facts.attentionSince, 2));
         QStringList nll;
         for (std::size_t i = 0; i < facts.nll.size(); ++i)
@@ -219,7 +219,7 @@ void InspectorPanel::refresh() {
         m_nll->setText(nll.isEmpty() ? tr("not scored") : nll.join("  "));
     } else if (const auto& lane = lanes[std::size_t(f.lane.value)]; !lane.steps.empty() && lane.retention.layers() > 0) {
         const Step step(std::min(f.step.value, int(lane.steps.size()) - 1));
-        m_kept->setText(tr("%1 of %2 tokens").arg(lane.retention.countAt(step, f.layer, f.head)).arg(lane.retention.positionsAt(step)));
+        m_kept->setText(tr("%1 of %2").arg(lane.retention.countAt(step, f.layer, f.head)).arg(lane.retention.positionsAt(step)));
     }
     m_map->setVisible(token);
     m_map->show(m_trace, f);

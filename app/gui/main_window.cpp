@@ -9,6 +9,7 @@
 #include "widgets/transport/transport_bar.h"
 
 #include <QApplication>
+#include <QFileInfo>
 #include <QFrame>
 #include <QLabel>
 #include <QProgressBar>
@@ -196,11 +197,12 @@ void MainWindow::arrangeDocks() {
         d->setFloating(false);
         d->show();
     }
-    resizeDocks({m_setupDock, m_inspectorDock}, {272, 232}, Qt::Horizontal);
+    const bool narrow = width() < 1400;
+    resizeDocks({m_setupDock, m_inspectorDock}, {narrow ? 262 : 276, narrow ? 192 : 232}, Qt::Horizontal);
     if (tokens && retained && attention && curves) {
-        const int w = std::max(600, width() - 520), h = std::max(400, height() - 150);
+        const int w = std::max(600, width() - (narrow ? 462 : 516)), h = std::max(400, height() - 150);
         m_centre->resizeDocks({tokens, retained}, {w * 58 / 100, w * 42 / 100}, Qt::Horizontal);
-        m_centre->resizeDocks({attention, curves}, {w * 36 / 100, w * 64 / 100}, Qt::Horizontal);
+        m_centre->resizeDocks({attention, curves}, narrow ? QList<int>{w * 43 / 100, w * 57 / 100} : QList<int>{w * 36 / 100, w * 64 / 100}, Qt::Horizontal);
         m_centre->resizeDocks({tokens, attention}, {h * 43 / 100, h * 57 / 100}, Qt::Vertical);
     }
 }
@@ -251,6 +253,7 @@ void MainWindow::showTrace(const TracePtr& trace) {
     m_inspector->setTrace(trace);
     m_transport->setTrace(trace);
     m_setup->lanes()->setResults(trace);
+    showModel();
     showDetails();
 }
 
@@ -276,6 +279,27 @@ void MainWindow::showDetails() {
         else
             dock->setDetail({});
     }
+}
+
+void MainWindow::showModel() {
+    const auto trace = m_session->shown();
+    if (!m_model && !m_openingModel.isEmpty()) {
+        m_modelLabel->setText(tr("opening %1").arg(QFileInfo(m_openingModel).fileName()));
+        return;
+    }
+    const ModelInfo* info = m_model ? &*m_model : trace ? &trace->model : nullptr;
+    if (!info) {
+        m_modelLabel->setText(tr("no model"));
+        m_modelLabel->setToolTip({});
+        return;
+    }
+    QStringList parts{QString::fromStdString(info->config.name), tr("%1 layers × %2 KV heads").arg(info->config.layers).arg(info->config.kvHeads),
+                      QString::fromStdString(info->dtype), QString::fromStdString(info->device)};
+    if (!m_model) parts << tr("replay");
+    m_modelLabel->setText(parts.join(QString(" %1 ").arg(QChar(0x00B7))));
+    m_modelLabel->setToolTip(tr("%1\n%2 parameters, %3\n%4 bytes of keys and values per token")
+                                 .arg(QString::fromStdString(info->path), locale().toString(qlonglong(info->parameters)), QString::fromStdString(info->weightTypes),
+                                      locale().toString(qlonglong(info->kvBytesPerToken))));
 }
 
 void MainWindow::showTabs() {

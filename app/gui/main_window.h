@@ -71,6 +71,7 @@ private:
     void makeToolBar();
     void showTitle();
     void showDetails(); // dock headers follow focus and trace
+    void showModel();
     void showTabs();
     void showTrace(const TracePtr& trace);
     void setTheme(Theme theme);

@@ -5,7 +5,6 @@
 #include "widgets/attention/attention_view.h"
 
 #include <QAction>
-#include <QFileInfo>
 #include <QLabel>
 #include <QProgressBar>
 #include <QUndoCommand>
@@ -129,6 +128,7 @@ void MainWindow::onFinished(JobId id, Outcome outcome, const TracePtr& trace) {
     } else if (id == m_opening) {
         m_opening = 0;
         if (outcome == Outcome::cancelled) m_openingModel.clear();
+        showModel();
     } else if (id == m_run) {
         m_run = 0;
         m_runShown = true;
@@ -146,7 +146,7 @@ void MainWindow::onFailed(JobId id, const QString& reason) {
         m_opening = 0;
         m_openingModel.clear();
         setModel(std::nullopt);
-        m_modelLabel->setText(tr("no model"));
+        showModel();
         m_setup->setModels(m_settings.recentModels(), {});
     } else if (id == m_run) {
         m_run = 0;
@@ -167,19 +167,11 @@ void MainWindow::setModel(std::optional<ModelInfo> model) {
 }
 
 void MainWindow::onModel(const ModelInfo& model) {
-    setModel(model);
     const QString path = std::exchange(m_openingModel, {});
+    setModel(model);
     m_settings.addRecentModel(path);
     m_setup->setModels(m_settings.recentModels(), path);
-    const auto& c = model.config;
-    const QString dot = QString(" %1 ").arg(QChar(0x00B7));
-    const QString text = QStringList{QString::fromStdString(c.name), tr("%1 layers × %2 KV heads").arg(c.layers).arg(c.kvHeads),
-                                     QString::fromStdString(model.dtype), QString::fromStdString(model.device)}
-                             .join(dot);
-    m_modelLabel->setText(text);
-    m_modelLabel->setToolTip(tr("%1\n%2 parameters, %3\n%4 bytes of keys and values per token")
-                                 .arg(QString::fromStdString(model.path), locale().toString(qlonglong(model.parameters)), QString::fromStdString(model.weightTypes),
-                                      locale().toString(qlonglong(model.kvBytesPerToken))));
+    showModel();
     m_setup->showCommandLine(m_kind);
     countPrompt();
     Q_EMIT modelReady();
@@ -193,7 +185,7 @@ void MainWindow::openModel(const QString& path) {
     m_openingModel = path;
     setModel(std::nullopt);
     m_run = 0; // opening stops everything else
-    m_modelLabel->setText(tr("opening %1").arg(QFileInfo(path).fileName()));
+    showModel();
     m_opening = m_worker->open(options);
     showBusy(true);
 }

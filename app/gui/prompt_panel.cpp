@@ -135,8 +135,9 @@ PromptPanel::PromptPanel(QWidget* parent)
         if (!path.isEmpty()) loadFile(path);
     });
     if (m_samples->count() > 1) {
-        m_samples->setCurrentIndex(1);
-        chooseSample(1);
+        const int first = std::max(1, m_samples->findData(":/texts/lighthouse.txt")); // short enough to score in seconds
+        m_samples->setCurrentIndex(first);
+        chooseSample(first);
     }
     showPrefix();
 }

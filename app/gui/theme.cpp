@@ -73,7 +73,10 @@ QString sheet(bool dark) {
         QLabel[role="heading"] { font-weight: 600; }
         QLabel[role="quiet"] { color: palette(placeholder-text); }
         QDialog#commandPalette { border: 1px solid %1; }
-        QTabBar::tab { padding: 4px 12px; }
+        QTabBar { background: transparent; }
+        QTabBar::tab { background: transparent; border: 1px solid transparent; border-bottom: 1px solid %1; padding: 4px 14px; color: palette(placeholder-text); }
+        QTabBar::tab:hover { color: palette(text); }
+        QTabBar::tab:selected { background: %2; border-color: %1; color: palette(text); font-weight: 600; }
     )")
         .arg(line, head, primary, dark ? "#3d8ed8" : "#3b7fc0", dark ? "#1b2a38" : "#eaf2fa", dark ? "#e06a4a" : "#c24e14", dark ? "#3a211b" : "#fdeee8");
 }

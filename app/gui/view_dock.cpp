@@ -9,6 +9,8 @@
 #include <QToolButton>
 #include <QVBoxLayout>
 
+#include <algorithm>
+
 namespace keepsight {
 
 DockHeader::DockHeader(QWidget* parent) : QWidget(parent), m_titleLabel(new QLabel), m_detailLabel(new QLabel) {
@@ -25,7 +27,6 @@ DockHeader::DockHeader(QWidget* parent) : QWidget(parent), m_titleLabel(new QLab
     }
     row->addWidget(m_titleLabel);
     row->addWidget(m_detailLabel, 1);
-    setFixedHeight(std::max(24, fontMetrics().height() + 9));
 }
 
 void DockHeader::setTitle(const QString& title, const QString& detail) {
@@ -35,6 +36,8 @@ void DockHeader::setTitle(const QString& title, const QString& detail) {
     m_titleLabel->setText(title);
     showText();
 }
+
+QSize DockHeader::sizeHint() const { return {QWidget::sizeHint().width(), std::max(25, fontMetrics().height() + 10)}; }
 
 void DockHeader::addButton(QWidget* button) { layout()->addWidget(button); }
 

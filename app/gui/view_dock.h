@@ -15,6 +15,7 @@ public:
     explicit DockHeader(QWidget* parent = nullptr);
     void setTitle(const QString& title, const QString& detail); // the detail is elided when the dock is narrow
     void addButton(QWidget* button);
+    QSize sizeHint() const override; // what the dock asks for; the layout's own hint changes with the buttons
     QSize minimumSizeHint() const override { return {60, sizeHint().height()}; }
 
 protected:

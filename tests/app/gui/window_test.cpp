@@ -7,6 +7,7 @@
 #include "app/gui/theme.h"
 #include "engine/data/error.h"
 #include "engine/data/picture.h"
+#include "widgets/base/trace_view.h"
 
 #include <QAction>
 #include <QComboBox>
