@@ -13,18 +13,18 @@ struct Rows {
 
 struct AttentionArgs {
     Element element = Element::f32;
-    Rows q, k, v;                               // v.data null: weights only
+    Rows q, k, v; // v.data null: weights only
     std::int64_t queryHeads = 0, kvHeads = 0, queries = 0, capacity = 0, dim = 0;
-    const std::int32_t* positions = nullptr;    // [kvHeads, capacity]
-    const std::int32_t* lengths = nullptr;      // [kvHeads], each in 0 … capacity
+    const std::int32_t* positions = nullptr;      // [kvHeads, capacity]
+    const std::int32_t* lengths = nullptr;        // [kvHeads], each in 0 … capacity
     const std::int32_t* queryPositions = nullptr; // [queries], ascending
     float scale = 1;
-    void* out = nullptr;                        // [queries, queryHeads · dim], dense; null with v
+    void* out = nullptr; // [queries, queryHeads · dim], dense; null with v
 
-    float* columnSum = nullptr;                 // [queryHeads, capacity], +=
-    float* lastRows = nullptr;                  // [queryHeads, lastCount, capacity], overwritten
+    float* columnSum = nullptr; // [queryHeads, capacity], +=
+    float* lastRows = nullptr;  // [queryHeads, lastCount, capacity], overwritten
     std::int64_t lastCount = 0;
-    float* map = nullptr;                       // [mapHeads, mapRows, mapColumns], +=
+    float* map = nullptr; // [mapHeads, mapRows, mapColumns], +=
     std::int64_t mapHeads = 0, mapRows = 0, mapColumns = 0, mapRowBegin = 0, rowBin = 1, columnBin = 1;
 };
 

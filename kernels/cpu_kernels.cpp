@@ -20,9 +20,13 @@ namespace {
 
 const CpuKernels* supported(std::string_view name) {
 #ifdef KEEPSIGHT_X86
-    if (name == "avx512") return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
-                                         && __builtin_cpu_supports("avx512cd") && supported("avx2") ? &avx512::table : nullptr;
-    if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? &avx2::table : nullptr;
+    if (name == "avx512")
+        return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512cd") && supported("avx2")
+                   ? &avx512::table
+                   : nullptr;
+    if (name == "avx2")
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? &avx2::table : nullptr;
 #endif
     return name == "baseline" ? &baseline::table : nullptr;
 }

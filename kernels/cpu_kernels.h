@@ -22,7 +22,7 @@ struct CpuKernels {
     void (*appendEntries)(const AppendEntriesArgs&);
 };
 
-const CpuKernels& cpuKernels();                       // best for this processor, or what useCpuKernels chose
-bool useCpuKernels(std::string_view name);            // "baseline" | "avx2" | "avx512"; false: unknown here. For tests and benchmarks
+const CpuKernels& cpuKernels();            // best for this processor, or what useCpuKernels chose
+bool useCpuKernels(std::string_view name); // "baseline" | "avx2" | "avx512"; false: unknown here. For tests and benchmarks
 
 } // namespace keepsight

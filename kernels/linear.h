@@ -14,12 +14,12 @@ struct StoredMatrix {
 // Weights are decoded to fp32 exactly as the format defines, products are summed in fp32. A row's result does not depend on how many
 // rows there are, nor on the threads.
 struct LinearArgs {
-    StoredMatrix weights;         // [out, in]
-    const void* x = nullptr;      // [count, in], dense
-    void* y = nullptr;            // [count, out], dense
+    StoredMatrix weights;    // [out, in]
+    const void* x = nullptr; // [count, in], dense
+    void* y = nullptr;       // [count, out], dense
     Element element = Element::f32;
     std::int64_t count = 0;
-    const float* bias = nullptr;  // [out] or null
+    const float* bias = nullptr; // [out] or null
 };
 
 // Row i of `out` is row ids[i] of the matrix, or row first + i if ids is null.
@@ -27,7 +27,7 @@ struct DequantizeArgs {
     StoredMatrix weights;
     const std::int64_t* ids = nullptr;
     std::int64_t first = 0, count = 0;
-    void* out = nullptr;          // [count, columns], dense
+    void* out = nullptr; // [count, columns], dense
     Element element = Element::f32;
 };
 

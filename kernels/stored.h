@@ -15,12 +15,17 @@ constexpr std::int64_t blockValues(Stored type) { return type == Stored::q4_0 ||
 // 0: unknown type.
 constexpr std::int64_t blockBytes(Stored type) {
     switch (type) {
-    case Stored::f32: return 4;
+    case Stored::f32:
+        return 4;
     case Stored::f16:
-    case Stored::bf16: return 2;
-    case Stored::q4_0: return 18;
-    case Stored::q4_1: return 20;
-    case Stored::q8_0: return 34;
+    case Stored::bf16:
+        return 2;
+    case Stored::q4_0:
+        return 18;
+    case Stored::q4_1:
+        return 20;
+    case Stored::q8_0:
+        return 34;
     }
     return 0;
 }

@@ -15,10 +15,14 @@ at::Tensor dequantizeComposite(const at::Tensor& packed, int64_t weightType, int
     const auto type = static_cast<Stored>(weightType);
     const int64_t rows = packed.size(0);
     switch (type) {
-    case Stored::f32: return packed.contiguous().view(at::kFloat).to(dtype);
-    case Stored::f16: return packed.contiguous().view(at::kHalf).to(dtype);
-    case Stored::bf16: return packed.contiguous().view(at::kBFloat16).to(dtype);
-    default: break;
+    case Stored::f32:
+        return packed.contiguous().view(at::kFloat).to(dtype);
+    case Stored::f16:
+        return packed.contiguous().view(at::kHalf).to(dtype);
+    case Stored::bf16:
+        return packed.contiguous().view(at::kBFloat16).to(dtype);
+    default:
+        break;
     }
     const at::Tensor blocks = packed.contiguous().view({rows, columns / 32, blockBytes(type)}), d = halves(blocks, 0);
     const auto nibbles = [&](int64_t first) {
@@ -26,13 +30,17 @@ at::Tensor dequantizeComposite(const at::Tensor& packed, int64_t weightType, int
         return at::cat({bytes.bitwise_and(15), bytes.bitwise_right_shift(4)}, 2).to(at::kFloat);
     };
     at::Tensor values;
-    if (type == Stored::q8_0) values = blocks.narrow(2, 2, 32).contiguous().view(at::kChar).to(at::kFloat) * d;
-    else if (type == Stored::q4_0) values = (nibbles(2) - 8) * d;
-    else values = nibbles(4) * d + halves(blocks, 2);
+    if (type == Stored::q8_0)
+        values = blocks.narrow(2, 2, 32).contiguous().view(at::kChar).to(at::kFloat) * d;
+    else if (type == Stored::q4_0)
+        values = (nibbles(2) - 8) * d;
+    else
+        values = nibbles(4) * d + halves(blocks, 2);
     return values.reshape({rows, columns}).to(dtype);
 }
 
-at::Tensor linearComposite(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t columns, const std::optional<at::Tensor>& bias) {
+at::Tensor linearComposite(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t columns,
+                           const std::optional<at::Tensor>& bias) {
     const at::Tensor weights = dequantizeComposite(packed, weightType, columns, at::kFloat);
     return at::linear(x.to(at::kFloat), weights, bias ? std::optional<at::Tensor>(bias->to(at::kFloat)) : std::nullopt).to(x.scalar_type());
 }
@@ -52,18 +60,19 @@ at::Tensor siluMulComposite(const at::Tensor& x) {
 }
 
 at::Tensor ropeComposite(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& inverseFrequencies, double sign) {
-    const at::Tensor angles = positions.to(at::kFloat).unsqueeze(-1) * inverseFrequencies, cosine = angles.cos(), sine = angles.sin() * sign;
+    const at::Tensor angles = positions.to(at::kFloat).unsqueeze(-1) * inverseFrequencies, cosine = angles.cos(),
+                     sine = angles.sin() * sign;
     const int64_t half = x.size(2) / 2;
     const at::Tensor a = x.narrow(2, 0, half).to(at::kFloat), b = x.narrow(2, half, half).to(at::kFloat);
     return at::cat({a * cosine - b * sine, b * cosine + a * sine}, 2).to(x.scalar_type());
 }
 
 // Weights of queries [begin, begin + count): [Hkv, G, count, C] fp32.
-at::Tensor weightsOf(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& positions, const at::Tensor& lengths, const at::Tensor& queryPositions,
-                     double scale, int64_t begin, int64_t count) {
+at::Tensor weightsOf(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& positions, const at::Tensor& lengths,
+                     const at::Tensor& queryPositions, double scale, int64_t begin, int64_t count) {
     const int64_t heads = keys.size(0), capacity = keys.size(1);
     const at::Tensor rows = q.narrow(1, begin, count).to(at::kFloat).reshape({heads, q.size(0) / heads, count, q.size(2)});
-    const at::Tensor held = at::arange(capacity, lengths.options()).unsqueeze(0) < lengths.unsqueeze(1);                                   // [Hkv, C]
+    const at::Tensor held = at::arange(capacity, lengths.options()).unsqueeze(0) < lengths.unsqueeze(1);          // [Hkv, C]
     const at::Tensor seen = positions.unsqueeze(1) <= queryPositions.narrow(0, begin, count).view({1, count, 1}); // [Hkv, count, C]
     const at::Tensor hidden = (seen & held.unsqueeze(1)).logical_not().unsqueeze(1);
     const at::Tensor clean = keys.masked_fill(held.logical_not().unsqueeze(-1), 0); // what lies behind the held entries may be anything
@@ -71,9 +80,10 @@ at::Tensor weightsOf(const at::Tensor& q, const at::Tensor& keys, const at::Tens
     return at::softmax(scores, -1).masked_fill_(hidden, 0); // rows that see nothing come out as NaN and end as 0
 }
 
-at::Tensor attentionComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
-                              const at::Tensor& queryPositions, double scale, const std::optional<at::Tensor>& columnSum,
-                              const std::optional<at::Tensor>& lastRows, const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
+at::Tensor attentionComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions,
+                              const at::Tensor& lengths, const at::Tensor& queryPositions, double scale,
+                              const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
+                              const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
     const int64_t heads = k.size(0), queries = q.size(1), capacity = k.size(1), dim = q.size(2);
     const int64_t last = lastRows ? lastRows->size(1) : 0;
     at::Tensor out = at::empty({queries, q.size(0) * dim}, q.options());
@@ -89,7 +99,8 @@ at::Tensor attentionComposite(const at::Tensor& q, const at::Tensor& k, const at
         out.narrow(0, begin, count).copy_(mixed.permute({2, 0, 1, 3}).reshape({count, q.size(0) * dim}));
         if (columnSum) columnSum->add_(weights.sum(2).view({q.size(0), capacity}));
         if (const int64_t from = std::max(begin, queries - last); lastRows && from < begin + count)
-            lastRows->narrow(1, from - (queries - last), begin + count - from).copy_(weights.narrow(2, from - begin, begin + count - from).reshape({q.size(0), begin + count - from, capacity}));
+            lastRows->narrow(1, from - (queries - last), begin + count - from)
+                .copy_(weights.narrow(2, from - begin, begin + count - from).reshape({q.size(0), begin + count - from, capacity}));
         if (!map) continue;
         at::Tensor binned = at::matmul(weights, columns.unsqueeze(1)); // [Hkv, G, count, columns]
         binned = map->size(0) == heads ? binned.mean(1) : binned.reshape({q.size(0), count, map->size(2)});
@@ -102,7 +113,8 @@ at::Tensor attentionComposite(const at::Tensor& q, const at::Tensor& k, const at
 
 at::Tensor attentionRowsComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
                                   const at::Tensor& queryPositions, double scale) {
-    return weightsOf(q, k.to(at::kFloat), positions, lengths, queryPositions, scale, 0, q.size(1)).reshape({q.size(0), q.size(1), k.size(1)});
+    return weightsOf(q, k.to(at::kFloat), positions, lengths, queryPositions, scale, 0, q.size(1))
+        .reshape({q.size(0), q.size(1), k.size(1)});
 }
 
 at::Tensor alongEntries(const at::Tensor& table, const at::Tensor& x) { // [H, M] as an index or mask of x's number of dimensions

@@ -15,7 +15,7 @@ namespace keepsight::ops {
 namespace {
 
 constexpr int64_t DirectRows = 24, DirectRowsBf16 = 16; // up to this many rows of x the weights are used as stored
-constexpr int64_t ChunkBytes = 8 << 20;    // of weights written out at a time for a matrix product: stays in the last-level cache
+constexpr int64_t ChunkBytes = 8 << 20; // of weights written out at a time for a matrix product: stays in the last-level cache
 
 Element elementOf(const at::Tensor& tensor) { return tensor.scalar_type() == at::kFloat ? Element::f32 : Element::bf16; }
 
@@ -38,8 +38,8 @@ at::Tensor floats(const at::Tensor& tensor) { return tensor.to(at::kFloat).conti
 
 // oneDNN is twice as fast as torch's own fp32 product, but has no public call; its operator is looked up by name.
 at::Tensor product(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) {
-    using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, std::string_view, c10::List<std::optional<at::Scalar>>,
-                                 std::optional<std::string_view>);
+    using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, std::string_view,
+                                 c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
     static const auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
     if (!op || x.scalar_type() != at::kFloat) return at::linear(x, w, bias);
     static const auto typed = op->typed<Signature>();
@@ -59,7 +59,8 @@ at::Tensor weightRows(const at::Tensor& packed, int64_t weightType, int64_t colu
     return out;
 }
 
-at::Tensor linearCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t weightType, int64_t columns, const std::optional<at::Tensor>& bias) {
+at::Tensor linearCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t weightType, int64_t columns,
+                     const std::optional<at::Tensor>& bias) {
     const at::Tensor x = xIn.contiguous(), packed = packedIn.contiguous();
     const int64_t count = x.size(0), rows = packed.size(0);
     if (count == 0 || rows == 0) return at::empty({count, rows}, x.options());
@@ -97,7 +98,8 @@ at::Tensor embeddingCpu(const at::Tensor& idsIn, const at::Tensor& packed, int64
     const int64_t* id = ids.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < ids.numel(); ++i)
         if (id[i] < 0 || id[i] >= packed.size(0))
-            refuse("embedding", "token id", "in 0 … " + std::to_string(packed.size(0) - 1), std::to_string(id[i]) + " at place " + std::to_string(i));
+            refuse("embedding", "token id", "in 0 … " + std::to_string(packed.size(0) - 1),
+                   std::to_string(id[i]) + " at place " + std::to_string(i));
     return decoded(packed.contiguous(), weightType, columns, id, ids.numel(), dtype);
 }
 
@@ -110,7 +112,8 @@ at::Tensor rmsNormCpu(const at::Tensor& xIn, const at::Tensor& weight, double ep
     at::Tensor y = at::empty(x.sizes(), x.options());
     if (x.numel() == 0) return y;
     onCpu("rms_norm", [&](const CpuKernels& kernels) {
-        kernels.rmsNorm({x.const_data_ptr(), w.const_data_ptr<float>(), y.data_ptr(), x.numel() / x.size(-1), x.size(-1), static_cast<float>(eps), elementOf(x)});
+        kernels.rmsNorm({x.const_data_ptr(), w.const_data_ptr<float>(), y.data_ptr(), x.numel() / x.size(-1), x.size(-1),
+                         static_cast<float>(eps), elementOf(x)});
     });
     return y;
 }
@@ -118,7 +121,9 @@ at::Tensor rmsNormCpu(const at::Tensor& xIn, const at::Tensor& weight, double ep
 at::Tensor siluMulCpu(const at::Tensor& xIn) {
     const at::Tensor x = xIn.contiguous();
     at::Tensor y = at::empty({x.size(0), x.size(1) / 2}, x.options());
-    onCpu("silu_mul", [&](const CpuKernels& kernels) { kernels.siluMul({x.const_data_ptr(), y.data_ptr(), x.size(0), x.size(1) / 2, elementOf(x)}); });
+    onCpu("silu_mul", [&](const CpuKernels& kernels) {
+        kernels.siluMul({x.const_data_ptr(), y.data_ptr(), x.size(0), x.size(1) / 2, elementOf(x)});
+    });
     return y;
 }
 
@@ -129,8 +134,9 @@ at::Tensor ropeCpu(const at::Tensor& xIn, const at::Tensor& positionsIn, const a
     at::Tensor y = at::empty(x.sizes(), x.options());
     if (x.numel() == 0) return y;
     onCpu("rope", [&](const CpuKernels& kernels) {
-        kernels.rope({x.const_data_ptr(), x.stride(0), x.stride(1), y.data_ptr(), x.size(0), x.size(1), x.size(2), positions.const_data_ptr<int32_t>(),
-                      positions.dim() == 2 ? x.size(1) : 0, frequencies.const_data_ptr<float>(), static_cast<float>(sign), elementOf(x)});
+        kernels.rope({x.const_data_ptr(), x.stride(0), x.stride(1), y.data_ptr(), x.size(0), x.size(1), x.size(2),
+                      positions.const_data_ptr<int32_t>(), positions.dim() == 2 ? x.size(1) : 0, frequencies.const_data_ptr<float>(),
+                      static_cast<float>(sign), elementOf(x)});
     });
     return y;
 }
@@ -145,8 +151,8 @@ void checkLengths(const char* op, const at::Tensor& lengths, int64_t added, int6
 struct AttentionInput { // owns dense copies where a layout is not usable as it is
     at::Tensor q, k, v, positions, lengths, queryPositions;
     AttentionArgs args;
-    AttentionInput(const char* op, const at::Tensor& queries, const at::Tensor& keys, const at::Tensor* values, const at::Tensor& entryPositions,
-                   const at::Tensor& entryLengths, const at::Tensor& rowPositions, double scale)
+    AttentionInput(const char* op, const at::Tensor& queries, const at::Tensor& keys, const at::Tensor* values,
+                   const at::Tensor& entryPositions, const at::Tensor& entryLengths, const at::Tensor& rowPositions, double scale)
         : q(rowsDense(queries)), k(rowsDense(keys)), v(values ? rowsDense(*values) : at::Tensor()), positions(entryPositions.contiguous()),
           lengths(entryLengths.contiguous()), queryPositions(rowPositions.contiguous()) {
         checkLengths(op, lengths, 0, k.size(1));
@@ -164,8 +170,9 @@ struct AttentionInput { // owns dense copies where a layout is not usable as it 
     }
 };
 
-at::Tensor attentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
-                        const at::Tensor& queryPositions, double scale, const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
+at::Tensor attentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions,
+                        const at::Tensor& lengths, const at::Tensor& queryPositions, double scale,
+                        const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
                         const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
     AttentionInput input("attention", q, k, &v, positions, lengths, queryPositions, scale);
     AttentionArgs& args = input.args;
@@ -182,8 +189,8 @@ at::Tensor attentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tens
     return out;
 }
 
-at::Tensor attentionRowsCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths, const at::Tensor& queryPositions,
-                            double scale) {
+at::Tensor attentionRowsCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
+                            const at::Tensor& queryPositions, double scale) {
     AttentionInput input("attention_rows", q, k, nullptr, positions, lengths, queryPositions, scale);
     at::Tensor out = at::empty({q.size(0), q.size(1), k.size(1)}, q.options().dtype(at::kFloat));
     input.args.lastRows = out.data_ptr<float>();
@@ -196,10 +203,12 @@ void checkKept(const char* op, const at::Tensor& index, const at::Tensor& counts
     for (int64_t h = 0; h < counts.numel(); ++h) {
         const int32_t count = counts.const_data_ptr<int32_t>()[h], *kept = index.const_data_ptr<int32_t>() + h * index.size(1);
         const int64_t most = std::min(index.size(1), capacity);
-        if (count < 0 || count > most) refuse(op, "count", "in 0 … " + std::to_string(most), std::to_string(count) + " at head " + std::to_string(h));
+        if (count < 0 || count > most)
+            refuse(op, "count", "in 0 … " + std::to_string(most), std::to_string(count) + " at head " + std::to_string(h));
         for (int32_t i = 0; i < count; ++i)
             if (kept[i] >= entries || kept[i] <= (i ? kept[i - 1] : -1))
-                refuse(op, "index", "ascending in 0 … " + std::to_string(entries - 1), std::to_string(kept[i]) + " at head " + std::to_string(h) + ", place " + std::to_string(i));
+                refuse(op, "index", "ascending in 0 … " + std::to_string(entries - 1),
+                       std::to_string(kept[i]) + " at head " + std::to_string(h) + ", place " + std::to_string(i));
     }
 }
 
@@ -224,9 +233,9 @@ at::Tensor gatherEntriesCpu(const at::Tensor& srcIn, const at::Tensor& indexIn, 
     if (out.numel() == 0) return out;
     const int64_t entry = entryBytes(out);
     onCpu("gather_entries", [&](const CpuKernels& kernels) {
-        kernels.moveEntries({static_cast<const uint8_t*>(src.const_data_ptr()), static_cast<uint8_t*>(out.data_ptr()), src.stride(0) * src.element_size(),
-                             out.stride(0) * out.element_size(), entry, index.const_data_ptr<int32_t>(), index.size(1), counts.const_data_ptr<int32_t>(), src.size(0),
-                             capacity});
+        kernels.moveEntries({static_cast<const uint8_t*>(src.const_data_ptr()), static_cast<uint8_t*>(out.data_ptr()),
+                             src.stride(0) * src.element_size(), out.stride(0) * out.element_size(), entry, index.const_data_ptr<int32_t>(),
+                             index.size(1), counts.const_data_ptr<int32_t>(), src.size(0), capacity});
     });
     return out;
 }
@@ -239,7 +248,8 @@ void compactEntriesCpu(at::Tensor& x, const at::Tensor& indexIn, const at::Tenso
     auto* data = static_cast<uint8_t*>(dense.data_ptr());
     const int64_t head = dense.stride(0) * dense.element_size();
     onCpu("compact_entries", [&](const CpuKernels& kernels) {
-        kernels.moveEntries({data, data, head, head, entryBytes(dense), index.const_data_ptr<int32_t>(), index.size(1), counts.const_data_ptr<int32_t>(), x.size(0), 0});
+        kernels.moveEntries({data, data, head, head, entryBytes(dense), index.const_data_ptr<int32_t>(), index.size(1),
+                             counts.const_data_ptr<int32_t>(), x.size(0), 0});
     });
     if (!dense.is_same(x)) x.copy_(dense);
 }
@@ -258,8 +268,9 @@ void appendEntriesCpu(at::Tensor& dst, const at::Tensor& srcIn, const at::Tensor
     const at::Tensor src = rows ? srcIn : srcIn.contiguous();
     const int64_t size = dst.element_size();
     onCpu("append_entries", [&](const CpuKernels& kernels) {
-        kernels.appendEntries({static_cast<const uint8_t*>(src.const_data_ptr()), static_cast<uint8_t*>(dense.data_ptr()), src.stride(0) * size, src.stride(1) * size,
-                               dense.stride(0) * size, values * size, lengths.const_data_ptr<int32_t>(), dst.size(0), src.size(1)});
+        kernels.appendEntries({static_cast<const uint8_t*>(src.const_data_ptr()), static_cast<uint8_t*>(dense.data_ptr()),
+                               src.stride(0) * size, src.stride(1) * size, dense.stride(0) * size, values * size,
+                               lengths.const_data_ptr<int32_t>(), dst.size(0), src.size(1)});
     });
     if (!dense.is_same(dst)) dst.copy_(dense);
 }

@@ -7,7 +7,7 @@
 
 namespace keepsight::ops {
 
-void defineOperators(torch::Library& library); // the schemas
+void defineOperators(torch::Library& library);   // the schemas
 void registerCpu(torch::Library& library);       // key CPU: kernels/cpu
 void registerComposite(torch::Library& library); // key CompositeExplicitAutograd: ATen calls, right on any device
 

@@ -86,7 +86,8 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t weightT
         checkShape("linear", "bias", *bias, {packed.size(0)});
         checkSameDevice("linear", "bias", *bias, x);
     }
-    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t, const OptionalTensor&)>("keepsight::linear");
+    static const auto op =
+        handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t, const OptionalTensor&)>("keepsight::linear");
     return op.call(x, packed, weightType, inFeatures, hasBias ? bias : OptionalTensor());
 }
 
@@ -96,7 +97,8 @@ at::Tensor embedding(const at::Tensor& ids, const at::Tensor& packed, int64_t we
     checkType("embedding", "ids", ids, at::kLong);
     checkSameDevice("embedding", "ids", ids, packed);
     if (!at::isFloatingType(dtype)) refuse("embedding", "dtype", "a floating-point type", c10::toString(dtype));
-    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t, at::ScalarType)>("keepsight::embedding");
+    static const auto op =
+        handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t, at::ScalarType)>("keepsight::embedding");
     return op.call(ids, packed, weightType, inFeatures, dtype);
 }
 
@@ -128,8 +130,10 @@ at::Tensor rope(const at::Tensor& x, const at::Tensor& positions, const at::Tens
     checkShape("rope", "x", x, {Any, Any, Any});
     checkFloat("rope", "x", x);
     if (x.size(2) % 2 != 0) refuse("rope", "head size", "even", std::to_string(x.size(2)));
-    if (positions.defined() && positions.dim() == 2) checkShape("rope", "positions", positions, {x.size(0), x.size(1)});
-    else checkShape("rope", "positions", positions, {x.size(1)});
+    if (positions.defined() && positions.dim() == 2)
+        checkShape("rope", "positions", positions, {x.size(0), x.size(1)});
+    else
+        checkShape("rope", "positions", positions, {x.size(1)});
     checkType("rope", "positions", positions, at::kInt);
     checkShape("rope", "inverse frequencies", inverseFrequencies, {x.size(2) / 2});
     checkType("rope", "inverse frequencies", inverseFrequencies, at::kFloat);
@@ -168,24 +172,27 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
         rowBegin = stats->mapRowBegin, rowBin = stats->rowBin, colBin = stats->colBin;
         if (rowBin < 1 || colBin < 1) refuse("attention", "map bins", "at least 1 token", std::to_string(std::min(rowBin, colBin)));
     }
-    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                             double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t)>(
-        "keepsight::attention");
+    static const auto op =
+        handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                          double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t)>(
+            "keepsight::attention");
     return op.call(q, k, v, positions, lengths, queryPositions, scale, columnSum, lastRows, map, rowBegin, rowBin, colBin);
 }
 
 at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
                           const at::Tensor& queryPositions, double scale) {
     checkEntries("attention_rows", queries, k, positions, lengths, queryPositions);
-    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
-        "keepsight::attention_rows");
+    static const auto op =
+        handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
+            "keepsight::attention_rows");
     return op.call(queries, k, positions, lengths, queryPositions, scale);
 }
 
 at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const at::Tensor& counts, int64_t capacity) {
     checkIndex("gather_entries", src, index, counts);
     if (capacity < 0) refuse("gather_entries", "capacity", "0 or more", std::to_string(capacity));
-    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>("keepsight::gather_entries");
+    static const auto op =
+        handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>("keepsight::gather_entries");
     return op.call(src, index, counts, capacity);
 }
 
@@ -196,9 +203,11 @@ void compact_entries(at::Tensor& x, const at::Tensor& index, const at::Tensor& c
 }
 
 void append_entries(at::Tensor& dst, const at::Tensor& src, const at::Tensor& lengths) {
-    if (!dst.defined() || dst.dim() < 2) refuse("append_entries", "entries", "[heads, capacity, ...]", dst.defined() ? shapeText(dst.sizes()) : "no tensor");
+    if (!dst.defined() || dst.dim() < 2)
+        refuse("append_entries", "entries", "[heads, capacity, ...]", dst.defined() ? shapeText(dst.sizes()) : "no tensor");
     if (!src.defined() || src.dim() != dst.dim() || src.size(0) != dst.size(0) || src.sizes().slice(2) != dst.sizes().slice(2))
-        refuse("append_entries", "new entries", "like " + shapeText(dst.sizes()) + " but for the number of entries", src.defined() ? shapeText(src.sizes()) : "no tensor");
+        refuse("append_entries", "new entries", "like " + shapeText(dst.sizes()) + " but for the number of entries",
+               src.defined() ? shapeText(src.sizes()) : "no tensor");
     checkType("append_entries", "new entries", src, dst.scalar_type());
     checkShape("append_entries", "lengths", lengths, {dst.size(0)});
     checkType("append_entries", "lengths", lengths, at::kInt);

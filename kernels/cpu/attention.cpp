@@ -5,21 +5,21 @@
 //      statistics from the weights while they are in cache, output = P·V.
 // Chunks are the same for any number of threads and their statistics are added in a fixed order, so results are equal from run to run.
 // Scores carry the factor log2 e, folded into q, so that the softmax needs 2^x only.
+#include "kernels/cpu/attention_stats.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/simd.h"
-#include "kernels/cpu/attention_stats.h"
 
 namespace keepsight::KEEPSIGHT_ISA {
 namespace {
 
-constexpr int Columns = 2 * Lanes;                   // of a score tile
-constexpr int ScoreRows = Lanes == 16 ? 12 : 6;      // accumulators: rows × 2 vectors
+constexpr int Columns = 2 * Lanes;              // of a score tile
+constexpr int ScoreRows = Lanes == 16 ? 12 : 6; // accumulators: rows × 2 vectors
 constexpr int ValueRows = 6;
-constexpr int ValueVectors = Lanes == 16 ? 4 : 2;    // accumulators: 6 rows × that many vectors
+constexpr int ValueVectors = Lanes == 16 ? 4 : 2; // accumulators: 6 rows × that many vectors
 constexpr std::int64_t ValueWidth = ValueVectors * Lanes;
-constexpr std::int64_t PanelFloats = 196608;         // score rows × entries of a block: three quarters of a 1 MB L2
+constexpr std::int64_t PanelFloats = 196608; // score rows × entries of a block: three quarters of a 1 MB L2
 constexpr std::int64_t MaxChunks = 8;
-constexpr std::int64_t GroupBytes = 64 << 20;        // packed keys and values held at a time
+constexpr std::int64_t GroupBytes = 64 << 20; // packed keys and values held at a time
 
 // scores[r, 0 … Columns) = Σ_d q[d, r] · panel[d, 0 … Columns)
 template <int M>
@@ -43,7 +43,8 @@ void scoreTile(const float* q, const float* panel, std::int64_t dim, float* scor
 
 // out[r, 0 … ValueWidth) += Σ_t p[r, t] · v[t, 0 … ValueWidth)
 template <int M>
-void valueTile(const float* p, std::int64_t pStride, const float* v, std::int64_t vStride, std::int64_t count, float* out, std::int64_t outStride) {
+void valueTile(const float* p, std::int64_t pStride, const float* v, std::int64_t vStride, std::int64_t count, float* out,
+               std::int64_t outStride) {
     Floats acc[M][ValueVectors];
 #pragma GCC unroll 6
     for (int r = 0; r < M; ++r)
@@ -81,12 +82,12 @@ struct Shape {
     std::int64_t chunks;
 };
 
-struct Head { // packed keys and values of one KV head
+struct Head {                            // packed keys and values of one KV head
     std::int64_t index = 0, entries = 0; // entries some query sees
     float *keys = nullptr, *values = nullptr;
 };
 
-struct Partial { // statistics of one task
+struct Partial {                // statistics of one task
     float* columnSum = nullptr; // [group, entries]
     float* map = nullptr;       // [group or 1, rows, mapColumns]
     std::int64_t firstRow = 0, rows = 0;
@@ -124,8 +125,8 @@ void packHead(const AttentionArgs& args, const Shape& shape, const Head& head, s
 }
 
 // Column sums of the block's weights by query head, and from them the map; rows of one map row are summed together first.
-void blockStatistics(const AttentionArgs& args, const Shape& shape, const Head& head, const Scratch& s, std::int64_t begin, std::int64_t count,
-                     std::int64_t entries, const std::int64_t* ends, const Partial& partial) {
+void blockStatistics(const AttentionArgs& args, const Shape& shape, const Head& head, const Scratch& s, std::int64_t begin,
+                     std::int64_t count, std::int64_t entries, const std::int64_t* ends, const Partial& partial) {
     for (std::int64_t i = 0; i < count;) {
         const std::int64_t row = args.map ? mapRow(args, begin + i) : 0;
         std::int64_t end = i + 1;
@@ -157,7 +158,8 @@ void blockStatistics(const AttentionArgs& args, const Shape& shape, const Head& 
     }
 }
 
-void lastRows(const AttentionArgs& args, const Shape& shape, const Head& head, const Scratch& s, std::int64_t begin, std::int64_t count, std::int64_t entries) {
+void lastRows(const AttentionArgs& args, const Shape& shape, const Head& head, const Scratch& s, std::int64_t begin, std::int64_t count,
+              std::int64_t entries) {
     for (std::int64_t i = most(0, args.queries - args.lastCount - begin); i < count; ++i)
         for (std::int64_t g = 0; g < shape.group; ++g) {
             const std::int64_t r = g * count + i, row = begin + i - (args.queries - args.lastCount);
@@ -182,21 +184,24 @@ void runBlock(const AttentionArgs& args, const Shape& shape, const Head& head, c
         const std::int64_t m = least(ScoreRows, rows - first);
         for (std::int64_t r = 0; r < m; ++r) {
             const std::int64_t g = (first + r) / count, i = (first + r) % count;
-            toFp32(at(args.q.data, args.element, (head.index * shape.group + g) * args.q.head + (begin + i) * args.q.row), args.element, dim, s.sums);
+            toFp32(at(args.q.data, args.element, (head.index * shape.group + g) * args.q.head + (begin + i) * args.q.row), args.element,
+                   dim, s.sums);
             for (std::int64_t d = 0; d < dim; ++d)
                 s.q[first * dim + d * m + r] = s.sums[d] * factor;
         }
     }
     for (std::int64_t panel = 0; panel < panels; ++panel)
         for (std::int64_t first = 0; first < rows; first += ScoreRows)
-            scoreTiles[least(ScoreRows, rows - first)](s.q + first * dim, head.keys + panel * Columns * dim, dim, s.panel + first * stride + panel * Columns, stride);
+            scoreTiles[least(ScoreRows, rows - first)](s.q + first * dim, head.keys + panel * Columns * dim, dim,
+                                                       s.panel + first * stride + panel * Columns, stride);
 
     for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t seen = visible(positions, entries, args.queryPositions[begin + i]);
         for (std::int64_t g = 0; g < shape.group; ++g) {
             const std::int64_t r = g * count + i;
             float top;
-            if (seen > 0) s.inverse[r] = 1.f / exponentials(s.panel + r * stride, seen, padded, top);
+            if (seen > 0)
+                s.inverse[r] = 1.f / exponentials(s.panel + r * stride, seen, padded, top);
             else {
                 s.inverse[r] = 0;
                 std::memset(s.panel + r * stride, 0, static_cast<std::size_t>(padded) * 4);
@@ -213,8 +218,9 @@ void runBlock(const AttentionArgs& args, const Shape& shape, const Head& head, c
     for (std::int64_t t = 0; t < entries; t += Depth)
         for (std::int64_t d = 0; d < shape.valueStride; d += ValueWidth)
             for (std::int64_t first = 0; first < rows; first += ValueRows)
-                valueTiles[least(ValueRows, rows - first)](s.panel + first * stride + t, stride, head.values + t * shape.valueStride + d, shape.valueStride,
-                                                           least(Depth, entries - t), s.out + first * shape.valueStride + d, shape.valueStride);
+                valueTiles[least(ValueRows, rows - first)](s.panel + first * stride + t, stride, head.values + t * shape.valueStride + d,
+                                                           shape.valueStride, least(Depth, entries - t),
+                                                           s.out + first * shape.valueStride + d, shape.valueStride);
     for (std::int64_t r = 0; r < rows; ++r) {
         float* row = s.out + r * shape.valueStride;
         for (std::int64_t d = 0; d < dim; ++d)
@@ -254,7 +260,8 @@ void runHeads(const AttentionArgs& args, const Shape& shape, std::int64_t first,
     std::int64_t packed = 0, sums = 0;
     for (std::int64_t h = 0; h < count; ++h) {
         Head& head = heads[h] = {first + h, 0, nullptr, nullptr};
-        head.entries = visible(args.positions + head.index * args.capacity, args.lengths[head.index], args.queryPositions[args.queries - 1]);
+        head.entries =
+            visible(args.positions + head.index * args.capacity, args.lengths[head.index], args.queryPositions[args.queries - 1]);
         packed += roundUp(head.entries, Columns) * (args.dim + (args.out ? shape.valueStride : 0));
         chunkBounds(args, head.index, chunks, bounds.data() + h * (chunks + 1));
         if (args.map) columnEnds(args, head.index, ends.data() + h * args.mapColumns);
@@ -309,7 +316,8 @@ void runHeads(const AttentionArgs& args, const Shape& shape, std::int64_t first,
 #pragma omp for schedule(dynamic)
         for (std::int64_t task = 0; task < count * chunks; ++task) {
             const std::int64_t h = task / chunks, c = task % chunks;
-            const std::int64_t *bound = bounds.data() + h * (chunks + 1) + c, *headEnds = args.map ? ends.data() + h * args.mapColumns : nullptr;
+            const std::int64_t *bound = bounds.data() + h * (chunks + 1) + c,
+                               *headEnds = args.map ? ends.data() + h * args.mapColumns : nullptr;
             for (std::int64_t i = bound[0]; i < bound[1]; i += shape.blockQueries)
                 runBlock(args, shape, heads[h], s, i, least(shape.blockQueries, bound[1] - i), headEnds, partials[task]);
         }
@@ -319,7 +327,8 @@ void runHeads(const AttentionArgs& args, const Shape& shape, std::int64_t first,
                 const Partial& partial = partials[h * chunks + c];
                 if (args.columnSum)
                     for (std::int64_t g = 0; g < shape.group; ++g)
-                        addTo(args.columnSum + (heads[h].index * shape.group + g) * args.capacity, partial.columnSum + g * heads[h].entries, heads[h].entries);
+                        addTo(args.columnSum + (heads[h].index * shape.group + g) * args.capacity, partial.columnSum + g * heads[h].entries,
+                              heads[h].entries);
                 for (std::int64_t m = 0; m < mapHeads; ++m)
                     addTo(args.map + ((heads[h].index * mapHeads + m) * args.mapRows + partial.firstRow) * args.mapColumns,
                           partial.map + m * partial.rows * args.mapColumns, partial.rows * args.mapColumns);
@@ -338,7 +347,8 @@ void attention(const AttentionArgs& args) {
     std::int64_t longest = 0;
     for (std::int64_t h = 0; h < args.kvHeads; ++h)
         longest = most(longest, args.lengths[h]);
-    shape.panelStride = most(roundUp(longest, Columns), roundUp(args.dim, Lanes)) + Lanes; // odd multiple of a line: rows fall in different sets
+    shape.panelStride =
+        most(roundUp(longest, Columns), roundUp(args.dim, Lanes)) + Lanes; // odd multiple of a line: rows fall in different sets
     const std::int64_t rows = most(ScoreRows, least(8 * ScoreRows, PanelFloats / shape.panelStride));
     shape.blockQueries = most(1, least(rows / shape.group, args.queries));
     shape.blockRows = shape.blockQueries * shape.group;

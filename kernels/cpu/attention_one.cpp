@@ -1,9 +1,9 @@
 // Attention of one query (a decode step): memory-bound, so every key and value is read once for all G query heads of its KV head.
 // A task is (KV head, split of the entries); it keeps max, sum and weighted values of its split, which are then combined in order.
 // Splits do not depend on the threads, so neither do the results.
+#include "kernels/cpu/attention_stats.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/simd.h"
-#include "kernels/cpu/attention_stats.h"
 
 namespace keepsight::KEEPSIGHT_ISA {
 namespace {
@@ -12,7 +12,8 @@ constexpr std::int64_t Split = 256, Tile = 16;
 
 // scores[g · stride + t] = k[t] · q[g] for the entries of a tile; q padded to whole vectors, k rows padded or a multiple.
 template <int G>
-void tileScores(const float* k, std::int64_t kRow, std::int64_t count, const float* q, std::int64_t width, float* scores, std::int64_t stride) {
+void tileScores(const float* k, std::int64_t kRow, std::int64_t count, const float* q, std::int64_t width, float* scores,
+                std::int64_t stride) {
     for (std::int64_t t = 0; t < count; ++t) {
         Floats acc[G] = {};
         for (std::int64_t d = 0; d < width; d += Lanes) {
@@ -26,7 +27,8 @@ void tileScores(const float* k, std::int64_t kRow, std::int64_t count, const flo
 }
 
 template <int G, int V>
-void tileValues(const float* v, std::int64_t vRow, std::int64_t count, const float* p, std::int64_t stride, float* out, std::int64_t width) {
+void tileValues(const float* v, std::int64_t vRow, std::int64_t count, const float* p, std::int64_t stride, float* out,
+                std::int64_t width) {
     Floats acc[G][V];
     for (int g = 0; g < G; ++g)
         for (int j = 0; j < V; ++j)
@@ -43,7 +45,8 @@ void tileValues(const float* v, std::int64_t vRow, std::int64_t count, const flo
 }
 
 template <int G>
-void tileValuesAll(const float* v, std::int64_t vRow, std::int64_t count, const float* p, std::int64_t stride, float* out, std::int64_t width) {
+void tileValuesAll(const float* v, std::int64_t vRow, std::int64_t count, const float* p, std::int64_t stride, float* out,
+                   std::int64_t width) {
     constexpr int Vectors = Lanes == 16 ? 4 : 2;
     std::int64_t d = 0;
     for (; d + Vectors * Lanes <= width; d += Vectors * Lanes)
@@ -57,8 +60,8 @@ constexpr TileFunction scoresOf[] = {nullptr, tileScores<1>, tileScores<2>, tile
 constexpr TileFunction valuesOf[] = {nullptr, tileValuesAll<1>, tileValuesAll<2>, tileValuesAll<3>, tileValuesAll<4>};
 
 // Rows [first, first + count) of a head as fp32 of `width`: in place if they are stored so, else in buffer.
-const float* tileRows(const Rows& rows, Element element, std::int64_t head, std::int64_t first, std::int64_t count, std::int64_t dim, std::int64_t width,
-                      float* buffer, std::int64_t& stride) {
+const float* tileRows(const Rows& rows, Element element, std::int64_t head, std::int64_t first, std::int64_t count, std::int64_t dim,
+                      std::int64_t width, float* buffer, std::int64_t& stride) {
     const std::uint8_t* data = at(rows.data, element, head * rows.head + first * rows.row);
     if (element == Element::f32 && dim == width) {
         stride = rows.row;
@@ -85,7 +88,8 @@ void attentionOne(const AttentionArgs& args) {
     }
     const bool wantWeights = args.columnSum || args.lastRows || args.map;
     const std::int64_t length = splits * Split, heads = args.queryHeads;
-    Buffer<float> q(heads * width), weights(wantWeights ? heads * length : 0), tops(heads * splits), sums(heads * splits), outs(heads * splits * width);
+    Buffer<float> q(heads * width), weights(wantWeights ? heads * length : 0), tops(heads * splits), sums(heads * splits),
+        outs(heads * splits * width);
     Buffer<float> scratch(omp_get_max_threads() * (group * Split + Tile * width));
     Buffer<std::int64_t> ends(args.map ? args.kvHeads * args.mapColumns : 0);
     q.clear(heads * width);
@@ -174,8 +178,8 @@ void attentionOne(const AttentionArgs& args) {
         const bool mean = args.mapHeads == args.kvHeads;
         for (std::int64_t g = 0; g < group; ++g) {
             const std::int64_t mapHead = mean ? h : h * group + g;
-            addToMap(weights.data() + (h * group + g) * length, seen[h], ends.data(), args.mapColumns, mean ? 1.f / static_cast<float>(group) : 1.f,
-                     args.map + (mapHead * args.mapRows + mapRowIndex) * args.mapColumns);
+            addToMap(weights.data() + (h * group + g) * length, seen[h], ends.data(), args.mapColumns,
+                     mean ? 1.f / static_cast<float>(group) : 1.f, args.map + (mapHead * args.mapRows + mapRowIndex) * args.mapColumns);
         }
     }
 }

@@ -1,6 +1,7 @@
 // What attention collects besides its output: visibility and the binning of key positions.
 #pragma once
 
+#include "kernels/attention.h"
 #include "kernels/cpu/simd.h"
 
 namespace keepsight::KEEPSIGHT_ISA {
@@ -11,8 +12,10 @@ KEEPSIGHT_INLINE std::int64_t visible(const std::int32_t* positions, std::int64_
     std::int64_t low = 0, high = count;
     while (low < high) {
         const std::int64_t middle = (low + high) / 2;
-        if (positions[middle] <= limit) low = middle + 1;
-        else high = middle;
+        if (positions[middle] <= limit)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low;
 }
@@ -47,7 +50,8 @@ KEEPSIGHT_INLINE void columnEnds(const AttentionArgs& args, std::int64_t head, s
 }
 
 // Adds weights [count] to one row of a map.
-KEEPSIGHT_INLINE void addToMap(const float* weights, std::int64_t count, const std::int64_t* ends, std::int64_t columns, float factor, float* row) {
+KEEPSIGHT_INLINE void addToMap(const float* weights, std::int64_t count, const std::int64_t* ends, std::int64_t columns, float factor,
+                               float* row) {
     std::int64_t begin = 0;
     for (std::int64_t c = 0; c < columns && begin < count; ++c) {
         const std::int64_t end = least(ends[c], count);

@@ -62,14 +62,38 @@ KEEPSIGHT_INLINE void decodeTail(const std::uint8_t* row, std::int64_t unit, int
 }
 
 // Calls body with the type as a constant.
-#define KEEPSIGHT_FOR_STORED(type, Type, ...)                                                                                               \
-    switch (type) {                                                                                                                         \
-    case Stored::f32: { constexpr Stored Type = Stored::f32; __VA_ARGS__; break; }                                                          \
-    case Stored::f16: { constexpr Stored Type = Stored::f16; __VA_ARGS__; break; }                                                          \
-    case Stored::bf16: { constexpr Stored Type = Stored::bf16; __VA_ARGS__; break; }                                                        \
-    case Stored::q4_0: { constexpr Stored Type = Stored::q4_0; __VA_ARGS__; break; }                                                        \
-    case Stored::q4_1: { constexpr Stored Type = Stored::q4_1; __VA_ARGS__; break; }                                                        \
-    case Stored::q8_0: { constexpr Stored Type = Stored::q8_0; __VA_ARGS__; break; }                                                        \
+#define KEEPSIGHT_FOR_STORED(type, Type, ...)                                                                                              \
+    switch (type) {                                                                                                                        \
+    case Stored::f32: {                                                                                                                    \
+        constexpr Stored Type = Stored::f32;                                                                                               \
+        __VA_ARGS__;                                                                                                                       \
+        break;                                                                                                                             \
+    }                                                                                                                                      \
+    case Stored::f16: {                                                                                                                    \
+        constexpr Stored Type = Stored::f16;                                                                                               \
+        __VA_ARGS__;                                                                                                                       \
+        break;                                                                                                                             \
+    }                                                                                                                                      \
+    case Stored::bf16: {                                                                                                                   \
+        constexpr Stored Type = Stored::bf16;                                                                                              \
+        __VA_ARGS__;                                                                                                                       \
+        break;                                                                                                                             \
+    }                                                                                                                                      \
+    case Stored::q4_0: {                                                                                                                   \
+        constexpr Stored Type = Stored::q4_0;                                                                                              \
+        __VA_ARGS__;                                                                                                                       \
+        break;                                                                                                                             \
+    }                                                                                                                                      \
+    case Stored::q4_1: {                                                                                                                   \
+        constexpr Stored Type = Stored::q4_1;                                                                                              \
+        __VA_ARGS__;                                                                                                                       \
+        break;                                                                                                                             \
+    }                                                                                                                                      \
+    case Stored::q8_0: {                                                                                                                   \
+        constexpr Stored Type = Stored::q8_0;                                                                                              \
+        __VA_ARGS__;                                                                                                                       \
+        break;                                                                                                                             \
+    }                                                                                                                                      \
     }
 
 } // namespace

@@ -14,8 +14,10 @@ void decodeRow(const std::uint8_t* row, std::int64_t columns, void* out, Element
         decodeUnit<Type>(row, unit, values);
         for (int k = 0; k < UnitVectors; ++k) {
             const std::int64_t i = unit * Unit + k * Lanes;
-            if (element == Element::f32) store(static_cast<float*>(out) + i, values[k]);
-            else storeBf16(static_cast<std::uint16_t*>(out) + i, values[k]);
+            if (element == Element::f32)
+                store(static_cast<float*>(out) + i, values[k]);
+            else
+                storeBf16(static_cast<std::uint16_t*>(out) + i, values[k]);
         }
     }
     if constexpr (blockValues(Type) == 1) {

@@ -10,10 +10,10 @@ namespace {
 struct Task {
     const std::uint8_t* w;
     std::int64_t rowBytes, units;
-    int tail;             // values of the last, partial unit
-    const float* x;       // [rows of x, xRow], zero-padded to whole units
+    int tail;       // values of the last, partial unit
+    const float* x; // [rows of x, xRow], zero-padded to whole units
     std::int64_t xRow;
-    float* y;             // y[s · yRow + r]
+    float* y; // y[s · yRow + r]
     std::int64_t yRow;
 };
 
@@ -60,10 +60,14 @@ template <Stored Type>
 void block(Task task, std::int64_t wRows, std::int64_t xRows) {
     while (xRows > 0) {
         const int taken = Lanes == 16 && xRows >= 8 ? 8 : xRows >= 4 ? 4 : xRows >= 2 ? 2 : 1;
-        if (taken == 8) rows<Type, 8>(task, wRows);
-        else if (taken == 4) rows<Type, 4>(task, wRows);
-        else if (taken == 2) rows<Type, 2>(task, wRows);
-        else rows<Type, 1>(task, wRows);
+        if (taken == 8)
+            rows<Type, 8>(task, wRows);
+        else if (taken == 4)
+            rows<Type, 4>(task, wRows);
+        else if (taken == 2)
+            rows<Type, 2>(task, wRows);
+        else
+            rows<Type, 1>(task, wRows);
         xRows -= taken;
         task.x += taken * task.xRow;
         task.y += taken * task.yRow;
@@ -89,7 +93,9 @@ void linear(const LinearArgs& args) {
 #pragma omp parallel for schedule(static)
     for (std::int64_t p = 0; p < pieces; ++p) {
         const std::int64_t first = p * piece, n = least(piece, w.rows - first);
-        run({w.data + first * w.rowBytes, w.rowBytes, w.columns / Unit, static_cast<int>(w.columns % Unit), x.data(), padded, y + first, w.rows}, n, count);
+        run({w.data + first * w.rowBytes, w.rowBytes, w.columns / Unit, static_cast<int>(w.columns % Unit), x.data(), padded, y + first,
+             w.rows},
+            n, count);
         if (args.bias)
             for (std::int64_t s = 0; s < count; ++s)
                 for (std::int64_t r = first; r < first + n; ++r)

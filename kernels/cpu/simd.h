@@ -151,9 +151,9 @@ KEEPSIGHT_INLINE float largest(Floats v) {
 #endif
 }
 
-// 2^x for x ≤ 128, relative error below 1e-7; below 2^-126 it stays at 2^-126.
-KEEPSIGHT_INLINE Floats exp2(Floats x) {
-    x = maximum(x, broadcast(-126.f));
+// 2^x for x < 128, relative error below 1e-7; 0 where the result would be subnormal.
+KEEPSIGHT_INLINE Floats exp2(Floats given) {
+    const Floats x = maximum(given, broadcast(-126.f));
     const Floats magic = broadcast(12582912.f), shifted = x + magic; // adds 1.5·2^23: the integer part lands in the low bits
     const Floats f = x - (shifted - magic);
     Floats p = broadcast(1.535336188319500e-4f);
@@ -163,7 +163,8 @@ KEEPSIGHT_INLINE Floats exp2(Floats x) {
     p = p * f + 2.402264791363012e-1f;
     p = p * f + 6.931472028550421e-1f;
     p = p * f + 1.f;
-    return (Floats)((Words)p + ((Words)shifted << 23));
+    const Floats power = (Floats)((Words)p + ((Words)shifted << 23));
+    return given < -126.f ? Floats{} : power;
 }
 constexpr float Log2E = 1.44269504088896340736f;
 
@@ -230,7 +231,9 @@ public:
     void clear(std::int64_t count) { std::memset(m_data, 0, static_cast<std::size_t>(count) * sizeof(T)); }
 
 private:
-    static std::size_t bytes(std::int64_t count) { return static_cast<std::size_t>(roundUp(count * static_cast<std::int64_t>(sizeof(T)) + 64, 64)); }
+    static std::size_t bytes(std::int64_t count) {
+        return static_cast<std::size_t>(roundUp(count * static_cast<std::int64_t>(sizeof(T)) + 64, 64));
+    }
     T* m_data;
 };
 

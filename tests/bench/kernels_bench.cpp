@@ -31,7 +31,9 @@ struct Bench {
 
     // Median of at least 5 runs and 0.3 s. bytes moved and floating-point operations of one run; 0: not shown.
     void time(const std::string& name, double bytes, double flops, const std::function<void()>& work) {
-        if (!wanted.empty() && std::none_of(wanted.begin(), wanted.end(), [&](const std::string& w) { return name.find(w) != std::string::npos; })) return;
+        if (!wanted.empty() &&
+            std::none_of(wanted.begin(), wanted.end(), [&](const std::string& w) { return name.find(w) != std::string::npos; }))
+            return;
         work();
         std::vector<double> times;
         for (double total = 0; times.size() < 5 || (total < 0.3 && times.size() < 500); total += times.back())
@@ -58,7 +60,13 @@ struct Bench {
 
 at::Tensor packed(Stored type, int64_t rows, int64_t columns) {
     const int64_t bytes = columns / blockValues(type) * blockBytes(type);
-    if (blockValues(type) == 1) return at::randn({rows, columns}).to(type == Stored::f32 ? at::kFloat : type == Stored::f16 ? at::kHalf : at::kBFloat16).view(at::kByte).contiguous();
+    if (blockValues(type) == 1)
+        return at::randn({rows, columns})
+            .to(type == Stored::f32   ? at::kFloat
+                : type == Stored::f16 ? at::kHalf
+                                      : at::kBFloat16)
+            .view(at::kByte)
+            .contiguous();
     at::Tensor t = at::randint(0, 128, {rows, bytes}, at::kByte);
     const uint16_t half = 0x2000; // about 0.008
     for (int64_t block = 0; block < t.numel() / blockBytes(type); ++block)
@@ -83,7 +91,12 @@ void linears(Bench& bench, at::ScalarType dtype, const char* suffix) {
         double bytes = 0;
         for (int64_t layer = 0; layer < Layers; ++layer) {
             auto& m = model.emplace_back();
-            for (auto [out, in] : {std::pair{Hidden, Hidden}, {KvHeads * HeadSize, Hidden}, {KvHeads * HeadSize, Hidden}, {Hidden, Hidden}, {2 * FeedForward, Hidden}, {Hidden, FeedForward}})
+            for (auto [out, in] : {std::pair{Hidden, Hidden},
+                                   {KvHeads * HeadSize, Hidden},
+                                   {KvHeads * HeadSize, Hidden},
+                                   {Hidden, Hidden},
+                                   {2 * FeedForward, Hidden},
+                                   {Hidden, FeedForward}})
                 m.push_back({packed(type, out, in), type, in});
             for (const Matrix& matrix : m)
                 bytes += static_cast<double>(matrix.data.nbytes());
@@ -91,12 +104,14 @@ void linears(Bench& bench, at::ScalarType dtype, const char* suffix) {
         const Matrix head{packed(Stored::q8_0, Vocabulary, Hidden), Stored::q8_0, Hidden};
         for (int64_t count : {1, 2, 4, 8, 16, 64, 512}) {
             const at::Tensor x = at::randn({count, Hidden}).to(dtype), wide = at::randn({count, FeedForward}).to(dtype);
-            const double values = static_cast<double>(Layers) * (2 * Hidden * Hidden + 2 * KvHeads * HeadSize * Hidden + 3 * Hidden * FeedForward);
-            bench.time("linear " + name + " all layers, rows " + std::to_string(count), bytes, 2 * values * static_cast<double>(count), [&] {
-                for (const auto& layer : model)
-                    for (const Matrix& m : layer)
-                        m(m.in == Hidden ? x : wide);
-            });
+            const double values =
+                static_cast<double>(Layers) * (2 * Hidden * Hidden + 2 * KvHeads * HeadSize * Hidden + 3 * Hidden * FeedForward);
+            bench.time("linear " + name + " all layers, rows " + std::to_string(count), bytes, 2 * values * static_cast<double>(count),
+                       [&] {
+                           for (const auto& layer : model)
+                               for (const Matrix& m : layer)
+                                   m(m.in == Hidden ? x : wide);
+                       });
         }
         if (type != Stored::q8_0) continue;
         for (int64_t count : {1, 4, 64, 512}) {
@@ -112,7 +127,8 @@ void attentions(Bench& bench, at::ScalarType dtype, const std::string& suffix) {
     for (int64_t length : {512, 4000, 8192}) {
         const at::Tensor q = at::randn({length, QueryHeads, HeadSize}).to(dtype).transpose(0, 1);
         const at::Tensor k = at::randn({KvHeads, length, HeadSize}).to(dtype), v = at::randn({KvHeads, length, HeadSize}).to(dtype);
-        const at::Tensor positions = at::arange(length, at::kInt).expand({KvHeads, length}).contiguous(), lengths = at::full({KvHeads}, length, at::kInt);
+        const at::Tensor positions = at::arange(length, at::kInt).expand({KvHeads, length}).contiguous(),
+                         lengths = at::full({KvHeads}, length, at::kInt);
         const at::Tensor queries = at::arange(length, at::kInt);
         const double flops = 2.0 * QueryHeads * HeadSize * static_cast<double>(length) * static_cast<double>(length + 1);
         const std::string name = "attention prefill " + std::to_string(length) + suffix;
@@ -124,7 +140,8 @@ void attentions(Bench& bench, at::ScalarType dtype, const std::string& suffix) {
         stats.rowBin = stats.colBin = (length + 127) / 128;
         bench.time(name + " + sums + map", 0, flops, [&] { ops::attention(q, k, v, positions, lengths, queries, 0.125, &stats); });
         const at::Tensor window = q.narrow(1, length - 64, 64);
-        bench.time("attention rows 64 of " + std::to_string(length) + suffix, 0, 2.0 * QueryHeads * HeadSize * 64 * static_cast<double>(length),
+        bench.time("attention rows 64 of " + std::to_string(length) + suffix, 0,
+                   2.0 * QueryHeads * HeadSize * 64 * static_cast<double>(length),
                    [&] { ops::attention_rows(window, k, positions, lengths, queries.narrow(0, length - 64, 64), 0.125); });
 
         std::vector<std::pair<at::Tensor, at::Tensor>> layers;
@@ -152,15 +169,21 @@ void others(Bench& bench) {
         const std::string suffix = ", rows " + std::to_string(rows);
         bench.time("rms_norm" + suffix, n * Hidden * 8, 0, [&] { ops::rms_norm(x, weight, 1e-5); });
         bench.time("silu_mul" + suffix, n * FeedForward * 12, 0, [&] { ops::silu_mul(gateUp); });
-        const at::Tensor q = at::randn({rows, QueryHeads, HeadSize}).transpose(0, 1), frequencies = at::pow(1e5, at::arange(0, HeadSize, 2, at::kFloat) / -HeadSize);
+        const at::Tensor q = at::randn({rows, QueryHeads, HeadSize}).transpose(0, 1),
+                         frequencies = at::pow(1e5, at::arange(0, HeadSize, 2, at::kFloat) / -HeadSize);
         bench.time("rope" + suffix, n * QueryHeads * HeadSize * 8, 0, [&] { ops::rope(q, at::arange(rows, at::kInt), frequencies); });
     }
     const int64_t length = 4000;
     at::Tensor keys = at::randn({KvHeads, length, HeadSize});
     const double bytes = static_cast<double>(keys.nbytes());
-    const at::Tensor one = at::arange(length, at::kInt).index_select(0, at::arange(length, at::kLong).masked_select(at::arange(length) != 4)).expand({KvHeads, length - 1}).contiguous();
-    bench.time("compact, one of 4000 evicted", 2 * bytes, 0, [&] { ops::compact_entries(keys, one, at::full({KvHeads}, length - 1, at::kInt)); });
-    const at::Tensor half = at::arange(0, length, 2, at::kInt).expand({KvHeads, length / 2}).contiguous(), counts = at::full({KvHeads}, length / 2, at::kInt);
+    const at::Tensor one = at::arange(length, at::kInt)
+                               .index_select(0, at::arange(length, at::kLong).masked_select(at::arange(length) != 4))
+                               .expand({KvHeads, length - 1})
+                               .contiguous();
+    bench.time("compact, one of 4000 evicted", 2 * bytes, 0,
+               [&] { ops::compact_entries(keys, one, at::full({KvHeads}, length - 1, at::kInt)); });
+    const at::Tensor half = at::arange(0, length, 2, at::kInt).expand({KvHeads, length / 2}).contiguous(),
+                     counts = at::full({KvHeads}, length / 2, at::kInt);
     bench.time("gather, every second of 4000", bytes, 0, [&] { ops::gather_entries(keys, half, counts, length / 2); });
     const at::Tensor entry = at::randn({KvHeads, 1, HeadSize});
     bench.time("append, one entry", 0, 0, [&] { ops::append_entries(keys, entry, counts); });
@@ -173,11 +196,15 @@ int main(int argc, char** argv) {
     std::string jsonFile;
     for (int i = 1; i < argc; ++i) {
         const std::string argument = argv[i];
-        if (argument == "--json" && i + 1 < argc) jsonFile = argv[++i];
-        else if (argument == "--threads" && i + 1 < argc) at::set_num_threads(std::atoi(argv[++i]));
+        if (argument == "--json" && i + 1 < argc)
+            jsonFile = argv[++i];
+        else if (argument == "--threads" && i + 1 < argc)
+            at::set_num_threads(std::atoi(argv[++i]));
         else if (argument == "--isa" && i + 1 < argc) {
-            if (!useCpuKernels(argv[++i])) return std::fprintf(stderr, "kernels_bench: instruction set %s is not available here\n", argv[i]), 2;
-        } else bench.wanted.push_back(argument);
+            if (!useCpuKernels(argv[++i]))
+                return std::fprintf(stderr, "kernels_bench: instruction set %s is not available here\n", argv[i]), 2;
+        } else
+            bench.wanted.push_back(argument);
     }
     std::printf("%s kernels, %d threads\n", cpuKernels().name, at::get_num_threads());
     const at::Tensor from = at::ones({64 << 20}), to = at::zeros({64 << 20});
@@ -193,7 +220,11 @@ int main(int argc, char** argv) {
     attentions(bench, at::kBFloat16, " bf16");
     others(bench);
     if (!jsonFile.empty())
-        std::ofstream(jsonFile) << nlohmann::json{{"schema", "keepsight.kernels_bench/1"}, {"isa", cpuKernels().name}, {"threads", at::get_num_threads()},
-                                                  {"copy_gb_per_s", bench.copyGBs}, {"rows", bench.rows}}.dump(1)
+        std::ofstream(jsonFile) << nlohmann::json{{"schema", "keepsight.kernels_bench/1"},
+                                                  {"isa", cpuKernels().name},
+                                                  {"threads", at::get_num_threads()},
+                                                  {"copy_gb_per_s", bench.copyGBs},
+                                                  {"rows", bench.rows}}
+                                       .dump(1)
                                 << "\n";
 }

@@ -43,6 +43,7 @@ struct Reference {
 Reference reference(const Case& c) {
     const int64_t queryHeads = c.q.size(0), queries = c.q.size(1), dim = c.q.size(2), kvHeads = c.k.size(0), capacity = c.k.size(1);
     const std::vector<double> q = doubles(c.q), k = doubles(c.k), v = doubles(c.v);
+    const int32_t *positions = c.positions.const_data_ptr<int32_t>(), *queryPositions = c.queryPositions.const_data_ptr<int32_t>();
     Reference r;
     r.out.assign(static_cast<size_t>(queries * queryHeads * dim), 0);
     r.weights.assign(static_cast<size_t>(queryHeads * queries * capacity), 0);
@@ -50,9 +51,12 @@ Reference reference(const Case& c) {
         for (int64_t i = 0; i < queries; ++i) {
             const int64_t h = head / (queryHeads / kvHeads);
             double* weights = r.weights.data() + (head * queries + i) * capacity;
+            const auto sees = [&](int64_t t) {
+                return t < c.lengths.const_data_ptr<int32_t>()[h] && positions[h * capacity + t] <= queryPositions[i];
+            };
             double total = 0, top = -INFINITY;
-            for (int64_t t = 0; t < c.lengths[h].item<int>(); ++t) {
-                if (c.positions.const_data_ptr<int32_t>()[h * capacity + t] > c.queryPositions.const_data_ptr<int32_t>()[i]) continue;
+            for (int64_t t = 0; t < capacity; ++t) {
+                if (!sees(t)) continue;
                 double s = 0;
                 for (int64_t d = 0; d < dim; ++d)
                     s += q[static_cast<size_t>((head * queries + i) * dim + d)] * k[static_cast<size_t>((h * capacity + t) * dim + d)];
@@ -60,12 +64,12 @@ Reference reference(const Case& c) {
                 top = std::max(top, weights[t]);
             }
             for (int64_t t = 0; t < capacity && top > -INFINITY; ++t)
-                if (t < c.lengths[h].item<int>() && c.positions.const_data_ptr<int32_t>()[h * capacity + t] <= c.queryPositions.const_data_ptr<int32_t>()[i])
-                    total += weights[t] = std::exp(weights[t] - top);
+                if (sees(t)) total += weights[t] = std::exp(weights[t] - top);
             for (int64_t t = 0; t < capacity && total > 0; ++t) {
                 weights[t] /= total;
                 for (int64_t d = 0; d < dim && weights[t] > 0; ++d)
-                    r.out[static_cast<size_t>((i * queryHeads + head) * dim + d)] += weights[t] * v[static_cast<size_t>((h * capacity + t) * dim + d)];
+                    r.out[static_cast<size_t>((i * queryHeads + head) * dim + d)] +=
+                        weights[t] * v[static_cast<size_t>((h * capacity + t) * dim + d)];
             }
         }
     return r;
@@ -74,15 +78,17 @@ Reference reference(const Case& c) {
 at::Tensor attentionBy(const QString& name, const Case& c, ops::AttentionStats& stats) {
     if (name != "composite") return ops::attention(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, &stats);
     const auto optional = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
-    return composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
-                                const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t)>("attention")
-        .call(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, optional(stats.columnSum), optional(stats.lastRows), optional(stats.map),
-              stats.mapRowBegin, stats.rowBin, stats.colBin);
+    return composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                const at::Tensor&, double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
+                                int64_t, int64_t)>("attention")
+        .call(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, optional(stats.columnSum), optional(stats.lastRows),
+              optional(stats.map), stats.mapRowBegin, stats.rowBin, stats.colBin);
 }
 
 at::Tensor rowsBy(const QString& name, const Case& c) {
     if (name != "composite") return ops::attention_rows(c.q, c.k, c.positions, c.lengths, c.queryPositions, c.scale);
-    return composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>("attention_rows")
+    return composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
+               "attention_rows")
         .call(c.q, c.k, c.positions, c.lengths, c.queryPositions, c.scale);
 }
 
@@ -98,13 +104,15 @@ private Q_SLOTS:
         QTest::addColumn<QList<int>>("shape"); // query heads, KV heads, queries, held, capacity, dim
         QTest::addColumn<bool>("bf16");
         QTest::addColumn<bool>("ragged");
-        const QList<QList<int>> shapes = {{1, 1, 1, 1, 1, 8},      {9, 3, 1, 4097, 4100, 64},  {9, 3, 31, 31, 31, 64},   {9, 3, 33, 100, 128, 64},
-                                          {4, 4, 7, 300, 301, 80}, {8, 1, 70, 70, 71, 128},    {10, 2, 1, 33, 64, 20},   {9, 3, 131, 131, 140, 64},
-                                          {12, 2, 3, 520, 520, 33}, {32, 2, 5, 40, 64, 256}};
+        const QList<QList<int>> shapes = {{1, 1, 1, 1, 1, 8},       {9, 3, 1, 4097, 4100, 64}, {9, 3, 31, 31, 31, 64},
+                                          {9, 3, 33, 100, 128, 64}, {4, 4, 7, 300, 301, 80},   {8, 1, 70, 70, 71, 128},
+                                          {10, 2, 1, 33, 64, 20},   {9, 3, 131, 131, 140, 64}, {12, 2, 3, 520, 520, 33},
+                                          {32, 2, 5, 40, 64, 256}};
         for (const char* name : implementations)
             for (const auto& s : shapes)
                 for (int variant = 0; variant < 4; ++variant)
-                    QTest::addRow("%s %d/%d heads, %d of %d/%d, %d%s%s", name, s[0], s[1], s[2], s[3], s[4], s[5], variant & 1 ? " bf16" : "", variant & 2 ? " ragged" : "")
+                    QTest::addRow("%s %d/%d heads, %d of %d/%d, %d%s%s", name, s[0], s[1], s[2], s[3], s[4], s[5],
+                                  variant & 1 ? " bf16" : "", variant & 2 ? " ragged" : "")
                         << QString(name) << s << bool(variant & 1) << bool(variant & 2);
     }
     void matchesTheDefinition() {
@@ -134,9 +142,10 @@ private Q_SLOTS:
                     columns[static_cast<size_t>(head * capacity + t)] += w;
                     if (i >= queries - last) lastRows.push_back(w);
                     if (w == 0) continue;
-                    const int64_t row = (c.queryPositions[i].item<int>() - stats.mapRowBegin) / stats.rowBin;
-                    const int64_t column = c.positions[head / group][t].item<int>() / stats.colBin;
-                    map[static_cast<size_t>(((perKvHead ? head / group : head) * mapRows + row) * mapColumns + column)] += perKvHead ? w / static_cast<double>(group) : w;
+                    const int64_t row = (c.queryPositions.const_data_ptr<int32_t>()[i] - stats.mapRowBegin) / stats.rowBin;
+                    const int64_t column = c.positions.const_data_ptr<int32_t>()[head / group * capacity + t] / stats.colBin;
+                    map[static_cast<size_t>(((perKvHead ? head / group : head) * mapRows + row) * mapColumns + column)] +=
+                        perKvHead ? w / static_cast<double>(group) : w;
                 }
         QCOMPARE(out.scalar_type(), c.q.scalar_type());
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(out), expected.out, bf16 ? 0.01 : 3e-6);
@@ -231,7 +240,10 @@ private Q_SLOTS:
         QVERIFY(refused([](Case&, ops::AttentionStats& s) { s.columnSum = at::zeros({10, 4}).t(); }));
         QVERIFY(refused([](Case&, ops::AttentionStats& s) { s.lastRows = at::zeros({4, 4, 10}); }));
         QVERIFY(refused([](Case&, ops::AttentionStats& s) { s.map = at::zeros({3, 4, 4}); }));
-        QVERIFY(refused([](Case&, ops::AttentionStats& s) { s.map = at::zeros({2, 4, 4}); s.rowBin = 0; }));
+        QVERIFY(refused([](Case&, ops::AttentionStats& s) {
+            s.map = at::zeros({2, 4, 4});
+            s.rowBin = 0;
+        }));
     }
 };
 

@@ -17,7 +17,8 @@ Kept keep(int heads, int entries, unsigned seed) {
     for (int h = 0; h < heads; ++h) {
         std::vector<int> list;
         for (int i = 0; i < entries; ++i)
-            if (h == 1 ? i != entries / 2 : generator() % 4 < static_cast<unsigned>(h % 4)) list.push_back(i); // head 0 keeps nothing, head 1 all but one
+            if (h == 1 ? i != entries / 2 : generator() % 4 < static_cast<unsigned>(h % 4))
+                list.push_back(i); // head 0 keeps nothing, head 1 all but one
         for (size_t i = 0; i < list.size(); ++i)
             k.index[h][static_cast<int64_t>(i)] = list[i];
         k.counts[h] = static_cast<int>(list.size());
@@ -50,7 +51,8 @@ private Q_SLOTS:
             for (int entries : {1, 31, 33, 257})
                 for (auto type : {at::kFloat, at::kBFloat16, at::kInt, at::kByte})
                     for (const QList<int>& rest : {QList<int>{}, QList<int>{64}, QList<int>{3, 5}})
-                        QTest::addRow("%s %d %s %lld", composite ? "composite" : "cpu", entries, c10::toString(type), static_cast<long long>(rest.size()))
+                        QTest::addRow("%s %d %s %lld", composite ? "composite" : "cpu", entries, c10::toString(type),
+                                      static_cast<long long>(rest.size()))
                             << composite << entries << static_cast<int>(type) << rest;
     }
     void moves() {
@@ -64,14 +66,18 @@ private Q_SLOTS:
         const Kept kept = keep(5, entries, 9);
         const int64_t capacity = entries + 3;
 
-        const at::Tensor gathered = composite ? test::composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>("gather_entries")
-                                                    .call(src, kept.index, kept.counts, capacity)
-                                              : ops::gather_entries(src, kept.index, kept.counts, capacity);
+        const at::Tensor gathered =
+            composite ? test::composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>("gather_entries")
+                            .call(src, kept.index, kept.counts, capacity)
+                      : ops::gather_entries(src, kept.index, kept.counts, capacity);
         QVERIFY(sameBits(gathered, expected(src, kept, capacity)));
 
         at::Tensor compacted = src.clone();
-        if (composite) test::composite<void(at::Tensor&, const at::Tensor&, const at::Tensor&)>("compact_entries").call(compacted, kept.index, kept.counts);
-        else ops::compact_entries(compacted, kept.index, kept.counts);
+        if (composite)
+            test::composite<void(at::Tensor&, const at::Tensor&, const at::Tensor&)>("compact_entries")
+                .call(compacted, kept.index, kept.counts);
+        else
+            ops::compact_entries(compacted, kept.index, kept.counts);
         for (int64_t h = 0; h < 5; ++h) {
             const int64_t count = kept.counts[h].item<int>();
             QVERIFY(sameBits(compacted[h].narrow(0, 0, count), gathered[h].narrow(0, 0, count)));
@@ -79,8 +85,10 @@ private Q_SLOTS:
 
         at::Tensor held = gathered.clone();
         const at::Tensor added = random(sizes, 6, at::kFloat, 50).abs().to(static_cast<at::ScalarType>(type)).narrow(1, 0, 1);
-        if (composite) test::composite<void(at::Tensor&, const at::Tensor&, const at::Tensor&)>("append_entries").call(held, added, kept.counts);
-        else ops::append_entries(held, added, kept.counts);
+        if (composite)
+            test::composite<void(at::Tensor&, const at::Tensor&, const at::Tensor&)>("append_entries").call(held, added, kept.counts);
+        else
+            ops::append_entries(held, added, kept.counts);
         at::Tensor wanted = gathered.clone();
         for (int64_t h = 0; h < 5; ++h)
             wanted[h][kept.counts[h].item<int>()] = added[h][0];
@@ -95,7 +103,8 @@ private Q_SLOTS:
         QVERIFY(!inPlace.is_contiguous());
         ops::compact_entries(inPlace, kept.index, kept.counts);
         for (int64_t h = 0; h < 4; ++h)
-            QVERIFY(sameBits(inPlace[h].narrow(0, 0, kept.counts[h].item<int>()), expected(src, kept, 33)[h].narrow(0, 0, kept.counts[h].item<int>())));
+            QVERIFY(sameBits(inPlace[h].narrow(0, 0, kept.counts[h].item<int>()),
+                             expected(src, kept, 33)[h].narrow(0, 0, kept.counts[h].item<int>())));
         at::Tensor dst = at::zeros({4, 10, 6}), rows = random({3, 4, 6}, 5).transpose(0, 1);
         ops::append_entries(dst, rows, at::full({4}, 2, at::kInt));
         QVERIFY(sameBits(dst.narrow(1, 2, 3), rows));

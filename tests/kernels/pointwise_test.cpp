@@ -31,9 +31,12 @@ private Q_SLOTS:
 
         const at::Tensor x = random({rows, width}, 1, type, 3), weight = random({width}, 2);
         const double eps = 1e-5;
-        const at::Tensor normed = aten ? composite<at::Tensor(const at::Tensor&, const at::Tensor&, double)>("rms_norm").call(x, weight, eps) : ops::rms_norm(x, weight, eps);
+        const at::Tensor normed = aten
+                                      ? composite<at::Tensor(const at::Tensor&, const at::Tensor&, double)>("rms_norm").call(x, weight, eps)
+                                      : ops::rms_norm(x, weight, eps);
         const at::Tensor wide = x.to(at::kDouble);
-        KEEPSIGHT_VERIFY_DIFFERENCE(doubles(normed), doubles(wide / at::sqrt(wide.square().mean(1, true) + eps) * weight.to(at::kDouble)), limit);
+        KEEPSIGHT_VERIFY_DIFFERENCE(doubles(normed), doubles(wide / at::sqrt(wide.square().mean(1, true) + eps) * weight.to(at::kDouble)),
+                                    limit);
         QVERIFY(sameBits(aten ? normed : ops::rms_norm(x.t().contiguous().t(), weight, eps), normed));
 
         const at::Tensor gateUp = random({rows, 2 * width}, 3, type, 10);
@@ -42,15 +45,22 @@ private Q_SLOTS:
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(gated), doubles(a / (1 + at::exp(-a)) * b), limit);
 
         const int64_t heads = 3;
-        const at::Tensor q = random({rows, heads, width}, 4, type).transpose(0, 1), frequencies = at::pow(10000.0, at::arange(0, width, 2, at::kFloat) / -width);
+        const at::Tensor q = random({rows, heads, width}, 4, type).transpose(0, 1),
+                         frequencies = at::pow(10000.0, at::arange(0, width, 2, at::kFloat) / -width);
         for (bool perHead : {false, true})
             for (double sign : {1.0, -1.0}) {
-                const at::Tensor positions = perHead ? at::arange(heads * rows, at::kInt).view({heads, rows}) * 91 : at::arange(rows, at::kInt) * 251;
-                const at::Tensor turned = aten ? composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>("rope").call(q, positions, frequencies, sign)
-                                               : ops::rope(q, positions, frequencies, sign);
-                const at::Tensor angles = (positions.to(at::kFloat).unsqueeze(-1) * frequencies).to(at::kDouble) * sign; // the angle itself is fp32
-                const at::Tensor first = q.narrow(2, 0, width / 2).to(at::kDouble), second = q.narrow(2, width / 2, width / 2).to(at::kDouble);
-                const at::Tensor expected = at::cat({first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()}, 2);
+                const at::Tensor positions =
+                    perHead ? at::arange(heads * rows, at::kInt).view({heads, rows}) * 91 : at::arange(rows, at::kInt) * 251;
+                const at::Tensor turned =
+                    aten ? composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>("rope").call(
+                               q, positions, frequencies, sign)
+                         : ops::rope(q, positions, frequencies, sign);
+                const at::Tensor angles =
+                    (positions.to(at::kFloat).unsqueeze(-1) * frequencies).to(at::kDouble) * sign; // the angle itself is fp32
+                const at::Tensor first = q.narrow(2, 0, width / 2).to(at::kDouble),
+                                 second = q.narrow(2, width / 2, width / 2).to(at::kDouble);
+                const at::Tensor expected =
+                    at::cat({first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()}, 2);
                 KEEPSIGHT_VERIFY_DIFFERENCE(doubles(turned), doubles(expected), limit);
             }
     }
@@ -61,7 +71,8 @@ private Q_SLOTS:
     }
 
     void turningBackRestores() {
-        const at::Tensor x = random({3, 7, 64}, 1), positions = at::arange(7, at::kInt) * 1000, frequencies = at::pow(10000.0, at::arange(0, 64, 2, at::kFloat) / -64);
+        const at::Tensor x = random({3, 7, 64}, 1), positions = at::arange(7, at::kInt) * 1000,
+                         frequencies = at::pow(10000.0, at::arange(0, 64, 2, at::kFloat) / -64);
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(ops::rope(ops::rope(x, positions, frequencies), positions, frequencies, -1)), doubles(x), 1e-6);
     }
 

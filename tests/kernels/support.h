@@ -78,15 +78,20 @@ inline std::vector<double> unpacked(const at::Tensor& packed, Stored type, int64
                 float x;
                 std::memcpy(&x, bytes + 4 * i, 4);
                 value = static_cast<double>(x);
-            } else if (type == Stored::f16) value = half(bytes + 2 * i);
+            } else if (type == Stored::f16)
+                value = half(bytes + 2 * i);
             else if (type == Stored::bf16) {
                 const uint32_t x = static_cast<uint32_t>(bytes[2 * i] | bytes[2 * i + 1] << 8) << 16;
                 float f;
                 std::memcpy(&f, &x, 4);
                 value = static_cast<double>(f);
-            } else if (type == Stored::q8_0) value = half(block) * static_cast<int8_t>(block[2 + j]);
-            else if (type == Stored::q4_0) value = half(block) * (nibble(2) - 8);
-            else value = static_cast<double>(static_cast<float>(half(block) * nibble(4) + half(block + 2))); // fp32 is what the format's users see
+            } else if (type == Stored::q8_0)
+                value = half(block) * static_cast<int8_t>(block[2 + j]);
+            else if (type == Stored::q4_0)
+                value = half(block) * (nibble(2) - 8);
+            else
+                value = static_cast<double>(
+                    static_cast<float>(half(block) * nibble(4) + half(block + 2))); // fp32 is what the format's users see
             out.push_back(value);
         }
     return out;
@@ -110,14 +115,14 @@ inline double difference(const std::vector<double>& found, const std::vector<dou
 
 inline bool sameBits(const at::Tensor& a, const at::Tensor& b) {
     const at::Tensor x = a.contiguous(), y = b.contiguous();
-    return x.sizes() == y.sizes() && x.scalar_type() == y.scalar_type()
-           && std::memcmp(x.const_data_ptr(), y.const_data_ptr(), static_cast<size_t>(x.nbytes())) == 0;
+    return x.sizes() == y.sizes() && x.scalar_type() == y.scalar_type() &&
+           std::memcmp(x.const_data_ptr(), y.const_data_ptr(), static_cast<size_t>(x.nbytes())) == 0;
 }
 
 } // namespace keepsight::test
 
-#define KEEPSIGHT_VERIFY_DIFFERENCE(found, expected, limit)                                                                                 \
-    do {                                                                                                                                    \
-        const double worst_ = keepsight::test::difference(found, expected);                                                                 \
-        QVERIFY2(worst_ <= (limit), qPrintable(QString("difference %1, limit %2").arg(worst_).arg(limit)));                                 \
+#define KEEPSIGHT_VERIFY_DIFFERENCE(found, expected, limit)                                                                                \
+    do {                                                                                                                                   \
+        const double worst_ = keepsight::test::difference(found, expected);                                                                \
+        QVERIFY2(worst_ <= (limit), qPrintable(QString("difference %1, limit %2").arg(worst_).arg(limit)));                                \
     } while (false)

@@ -1,0 +1,32 @@
+// Loads and stores of one element as fp32.
+#pragma once
+
+#include "kernels/cuda/launch.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace keepsight::cuda {
+
+__device__ inline float wide(float x) { return x; }
+__device__ inline float wide(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float wide(__half x) { return __half2float(x); }
+template <class T> __device__ inline T narrow(float x);
+template <> __device__ inline float narrow<float>(float x) { return x; }
+template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float2bfloat16(x); }
+template <> __device__ inline __half narrow<__half>(float x) { return __float2half(x); }
+
+// Calls f with a value of the element's type.
+template <class F> cudaError_t forElement(CudaElement element, F&& f) {
+    switch (element) {
+    case CudaElement::f32:
+        return f(float{});
+    case CudaElement::bf16:
+        return f(__nv_bfloat16{});
+    case CudaElement::f16:
+        return f(__half{});
+    }
+    return cudaErrorInvalidValue;
+}
+
+} // namespace keepsight::cuda
