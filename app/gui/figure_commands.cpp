@@ -85,8 +85,7 @@ QSize parseSize(const QString& text) {
 void screenshot(const QString& file, const QString& view, const QSize& size, const FocusOptions& options, const QString& out) {
     const auto trace = file.isEmpty() ? nullptr : loadTrace(file.toStdString());
     if (view == "window") {
-        MainWindow window({.restoreLayout = false, .askBeforeClosing = false});
-        window.resize(size);
+        MainWindow window({.restoreLayout = false, .askBeforeClosing = false, .size = size});
         window.show();
         if (trace) {
             window.session()->open(file);

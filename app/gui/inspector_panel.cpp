@@ -91,6 +91,7 @@ InspectorPanel::InspectorPanel(QWidget* parent)
     m_title->setWordWrap(true);
     m_title->setTextInteractionFlags(Qt::TextSelectableByMouse);
     m_place->setProperty("role", "heading");
+    m_place->setWordWrap(true);
     m_compareTitle->setProperty("role", "heading");
     m_empty->setWordWrap(true);
     m_empty->setProperty("role", "quiet");
@@ -207,8 +208,8 @@ void InspectorPanel::refresh() {
         label->setText(dash);
     if (token) {
         m_state->setText(!facts.appended ? tr("not read yet") : facts.held ? tr("held") : tr("evicted"));
-        m_since->setText(facts.evictedAt == NeverEvicted ? tr("never") : facts.evictedAt == 1 ? tr("step 1 (prefill)") : tr("step %1").arg(facts.evictedAt));
-        if (facts.holdersOf) m_holders->setText(tr("%1 of %2 heads").arg(facts.holders).arg(facts.holdersOf));
+        m_since->setText(facts.evictedAt == NeverEvicted ? tr("never") : facts.evictedAt == 1 ? tr("step 1") : tr("step %1").arg(facts.evictedAt));
+        if (facts.holdersOf) m_holders->setText(tr("%1 of %2").arg(facts.holders).arg(facts.holdersOf));
         if (facts.seen) m_kept->setText(tr("%1 of %2").arg(facts.kept).arg(facts.seen));
         m_before->setText(percent(facts.attentionPrefill, 2));
         m_before->setToolTip(tr("Mean weight from each later query of the prefill, over the %n token(s) of this one's bin", nullptr, facts.bin));

@@ -99,7 +99,7 @@ int main(int argc, char** argv) {
             return 0;
         }
         const bool attended = QGuiApplication::platformName() != "offscreen";
-        MainWindow window({.restoreLayout = attended, .askBeforeClosing = attended});
+        MainWindow window({.restoreLayout = attended, .askBeforeClosing = attended, .size = {}});
         window.show();
         QTimer::singleShot(0, &window, [&] {
             const QString path = QString::fromStdString(a.open);

@@ -1,5 +1,6 @@
 #include "app/gui/main_window.h"
 
+#include "app/gui/eliding_label.h"
 #include "app/gui/inspector_panel.h"
 #include "app/gui/message_bar.h"
 #include "app/gui/setup_panel.h"
@@ -36,7 +37,7 @@ MainWindow::MainWindow(const Options& options, QWidget* parent)
     makeDocks();
     makeActions();
     makeToolBar();
-    resize(QSize(1440, 900).boundedTo(screen() ? screen()->availableSize() : QSize(1440, 900)));
+    resize(!options.size.isEmpty() ? options.size : QSize(1440, 900).boundedTo(screen() ? screen()->availableSize() : QSize(1440, 900)));
     arrangeDocks();
     if (const auto layout = m_settings.layout(); options.restoreLayout && !layout.outer.isEmpty()) {
         restoreGeometry(layout.geometry);
@@ -198,11 +199,11 @@ void MainWindow::arrangeDocks() {
         d->show();
     }
     const bool narrow = width() < 1400;
-    resizeDocks({m_setupDock, m_inspectorDock}, {narrow ? 262 : 276, narrow ? 192 : 232}, Qt::Horizontal);
+    resizeDocks({m_setupDock, m_inspectorDock}, {278, narrow ? 204 : 240}, Qt::Horizontal);
     if (tokens && retained && attention && curves) {
-        const int w = std::max(600, width() - (narrow ? 462 : 516)), h = std::max(400, height() - 150);
+        const int w = std::max(600, width() - (narrow ? 482 : 518)), h = std::max(400, height() - 150);
         m_centre->resizeDocks({tokens, retained}, {w * 58 / 100, w * 42 / 100}, Qt::Horizontal);
-        m_centre->resizeDocks({attention, curves}, narrow ? QList<int>{w * 43 / 100, w * 57 / 100} : QList<int>{w * 36 / 100, w * 64 / 100}, Qt::Horizontal);
+        m_centre->resizeDocks({attention, curves}, narrow ? QList<int>{w * 46 / 100, w * 54 / 100} : QList<int>{w * 36 / 100, w * 64 / 100}, Qt::Horizontal);
         m_centre->resizeDocks({tokens, attention}, {h * 43 / 100, h * 57 / 100}, Qt::Vertical);
     }
 }
@@ -219,12 +220,10 @@ void MainWindow::makeToolBar() {
     bar->widgetForAction(action("run.score"))->setObjectName("primary");
     bar->widgetForAction(action("run.cancel"))->setObjectName("cancelButton");
 
-    m_modelLabel = new QLabel;
-    m_modelLabel->setProperty("role", "quiet");
-    m_modelLabel->setContentsMargins(8, 0, 8, 0);
-    m_modelLabel->setMinimumWidth(60);
-    m_modelLabel->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
-    m_modelLabel->setAccessibleName(tr("Model"));
+    m_modelLabel = new ElidingLabel;
+    auto* gap = new QWidget;
+    gap->setFixedWidth(8);
+    bar->addWidget(gap);
     bar->addWidget(m_modelLabel);
     m_progress = new QProgressBar;
     m_progress->setObjectName("progress");
@@ -293,7 +292,9 @@ void MainWindow::showModel() {
         m_modelLabel->setToolTip({});
         return;
     }
-    QStringList parts{QString::fromStdString(info->config.name), tr("%1 layers × %2 KV heads").arg(info->config.layers).arg(info->config.kvHeads),
+    const QFileInfo file(QString::fromStdString(info->path));
+    const QString name = file.suffix() == "gguf" ? file.completeBaseName() : file.fileName();
+    QStringList parts{name.isEmpty() ? QString::fromStdString(info->config.name) : name, tr("%1 layers × %2 KV heads").arg(info->config.layers).arg(info->config.kvHeads),
                       QString::fromStdString(info->dtype), QString::fromStdString(info->device)};
     if (!m_model) parts << tr("replay");
     m_modelLabel->setText(parts.join(QString(" %1 ").arg(QChar(0x00B7))));

@@ -21,6 +21,7 @@ class QProgressBar;
 
 namespace keepsight {
 
+class ElidingLabel;
 class InspectorPanel;
 class MessageBar;
 class SetupPanel;
@@ -34,6 +35,7 @@ public:
     struct Options {
         bool restoreLayout = true; // false: the default arrangement, and nothing is written to the settings
         bool askBeforeClosing = true;
+        QSize size = {};           // of the default arrangement; empty: as the screen allows
     };
     explicit MainWindow(const Options& options, QWidget* parent = nullptr);
     ~MainWindow() override;
@@ -130,7 +132,8 @@ private:
     InspectorPanel* m_inspector = nullptr;
     TransportBar* m_transport = nullptr;
     MessageBar* m_messages;
-    QLabel *m_modelLabel = nullptr, *m_progressLabel = nullptr;
+    ElidingLabel* m_modelLabel = nullptr;
+    QLabel* m_progressLabel = nullptr;
     QProgressBar* m_progress = nullptr;
     QList<QAction*> m_progressActions; // of the tool bar: shown while something runs
     QHash<QString, QAction*> m_actions;

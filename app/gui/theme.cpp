@@ -25,13 +25,13 @@ bool s_dark = false;
 QPalette palette(bool dark) {
     QPalette p;
     const auto set = [&](QPalette::ColorRole role, const char* onLight, const char* onDark) { p.setColor(role, QColor(dark ? onDark : onLight)); };
-    set(QPalette::Window, "#f5f7f9", "#1d2126");
+    set(QPalette::Window, "#f5f7f9", "#282c32");
     set(QPalette::WindowText, "#1c2128", "#e3e7ec");
-    set(QPalette::Base, "#ffffff", "#15181c");
-    set(QPalette::AlternateBase, "#f2f5f8", "#1b1f24");
+    set(QPalette::Base, "#ffffff", "#1a1d21");
+    set(QPalette::AlternateBase, "#f2f5f8", "#202429");
     set(QPalette::Text, "#1c2128", "#e3e7ec");
     set(QPalette::PlaceholderText, "#737c88", "#8b95a1");
-    set(QPalette::Button, "#ffffff", "#2a2f36");
+    set(QPalette::Button, "#ffffff", "#3a4048");
     set(QPalette::ButtonText, "#1c2128", "#e3e7ec");
     set(QPalette::BrightText, "#ffffff", "#ffffff");
     set(QPalette::Highlight, "#1f6bb0", "#2f7fc8");
@@ -40,8 +40,8 @@ QPalette palette(bool dark) {
     set(QPalette::ToolTipBase, "#ffffff", "#2a2f36");
     set(QPalette::ToolTipText, "#1c2128", "#e3e7ec");
     set(QPalette::Light, "#ffffff", "#3a414a");
-    set(QPalette::Midlight, "#e9edf1", "#30363d");
-    set(QPalette::Mid, "#c5ccd4", "#3a414a");
+    set(QPalette::Midlight, "#e9edf1", "#343a42");
+    set(QPalette::Mid, "#c5ccd4", "#4a525c");
     set(QPalette::Dark, "#9aa3ad", "#0f1114");
     set(QPalette::Shadow, "#6d7680", "#000000");
     for (const auto role : {QPalette::WindowText, QPalette::Text, QPalette::ButtonText})
@@ -51,7 +51,7 @@ QPalette palette(bool dark) {
 }
 
 QString sheet(bool dark) {
-    const QString line = dark ? "#353b43" : "#ccd3da", head = dark ? "#262b31" : "#e9edf1", primary = dark ? "#2f7fc8" : "#2a6fb0";
+    const QString line = dark ? "#454c56" : "#ccd3da", head = dark ? "#343a42" : "#e9edf1", primary = dark ? "#2f7fc8" : "#2a6fb0";
     return QString(R"(
         QMainWindow::separator { width: 5px; height: 5px; background: transparent; }
         QDockWidget { font-weight: 600; titlebar-close-icon: none; }
@@ -72,13 +72,18 @@ QString sheet(bool dark) {
         QFrame#viewFrame { border: 1px solid %1; border-top: none; background: palette(base); }
         QLabel[role="heading"] { font-weight: 600; }
         QLabel[role="quiet"] { color: palette(placeholder-text); }
+        QCheckBox { spacing: 5px; margin-right: 3px; }
+        QCheckBox::indicator { width: 13px; height: 13px; }
+        QCheckBox::indicator:unchecked { border: 1px solid %8; border-radius: 2px; background: palette(base); }
+        QCheckBox::indicator:checked { image: url(:/icons/check.svg); width: 15px; height: 15px; }
+        QCheckBox::indicator:disabled { border-color: %1; }
         QDialog#commandPalette { border: 1px solid %1; }
         QTabBar { background: transparent; }
         QTabBar::tab { background: transparent; border: 1px solid transparent; border-bottom: 1px solid %1; padding: 4px 14px; color: palette(placeholder-text); }
         QTabBar::tab:hover { color: palette(text); }
         QTabBar::tab:selected { background: %2; border-color: %1; color: palette(text); font-weight: 600; }
     )")
-        .arg(line, head, primary, dark ? "#3d8ed8" : "#3b7fc0", dark ? "#1b2a38" : "#eaf2fa", dark ? "#e06a4a" : "#c24e14", dark ? "#3a211b" : "#fdeee8");
+        .arg(line, head, primary, dark ? "#3d8ed8" : "#3b7fc0", dark ? "#1b2a38" : "#eaf2fa", dark ? "#e06a4a" : "#c24e14", dark ? "#3a211b" : "#fdeee8", dark ? "#8b95a1" : "#8a939d");
 }
 
 } // namespace

@@ -1,5 +1,6 @@
 #include "app/gui/view_dock.h"
 
+#include "app/gui/eliding_label.h"
 #include "app/gui/theme.h"
 
 #include <QFrame>
@@ -13,28 +14,20 @@
 
 namespace keepsight {
 
-DockHeader::DockHeader(QWidget* parent) : QWidget(parent), m_titleLabel(new QLabel), m_detailLabel(new QLabel) {
+DockHeader::DockHeader(QWidget* parent) : QWidget(parent), m_title(new QLabel), m_detail(new ElidingLabel) {
     auto* row = new QHBoxLayout(this);
     row->setContentsMargins(8, 2, 4, 2);
     row->setSpacing(6);
-    m_titleLabel->setProperty("role", "heading");
-    m_detailLabel->setProperty("role", "quiet");
-    m_detailLabel->setMinimumWidth(1);
-    m_detailLabel->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
-    for (auto* label : {m_titleLabel, m_detailLabel}) {
-        label->setTextFormat(Qt::PlainText);
-        label->setAttribute(Qt::WA_TransparentForMouseEvents); // the dock is dragged by its header
-    }
-    row->addWidget(m_titleLabel);
-    row->addWidget(m_detailLabel, 1);
+    m_title->setProperty("role", "heading");
+    m_title->setTextFormat(Qt::PlainText);
+    m_title->setAttribute(Qt::WA_TransparentForMouseEvents); // the dock is dragged by its header
+    row->addWidget(m_title);
+    row->addWidget(m_detail, 1);
 }
 
 void DockHeader::setTitle(const QString& title, const QString& detail) {
-    if (m_title == title && m_detail == detail) return;
-    m_title = title;
-    m_detail = detail;
-    m_titleLabel->setText(title);
-    showText();
+    m_title->setText(title);
+    m_detail->setText(detail);
 }
 
 QSize DockHeader::sizeHint() const { return {QWidget::sizeHint().width(), std::max(25, fontMetrics().height() + 10)}; }
@@ -46,16 +39,6 @@ void DockHeader::paintEvent(QPaintEvent*) {
     painter.setPen(palette().color(QPalette::Mid));
     painter.setBrush(palette().color(QPalette::Midlight));
     painter.drawRect(rect().adjusted(0, 0, -1, -1));
-}
-
-void DockHeader::resizeEvent(QResizeEvent* event) {
-    QWidget::resizeEvent(event);
-    showText();
-}
-
-void DockHeader::showText() {
-    m_detailLabel->setText(m_detailLabel->fontMetrics().elidedText(m_detail, Qt::ElideRight, m_detailLabel->width()));
-    setToolTip(m_detail);
 }
 
 ViewDock::ViewDock(const QString& id, const QString& title, TraceView* view, QWidget* parent)

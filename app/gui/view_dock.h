@@ -9,6 +9,8 @@ class QLabel;
 
 namespace keepsight {
 
+class ElidingLabel;
+
 class DockHeader : public QWidget {
     Q_OBJECT
 public:
@@ -20,12 +22,10 @@ public:
 
 protected:
     void paintEvent(QPaintEvent* event) override;
-    void resizeEvent(QResizeEvent* event) override;
 
 private:
-    void showText();
-    QString m_title, m_detail;
-    QLabel *m_titleLabel, *m_detailLabel;
+    QLabel* m_title;
+    ElidingLabel* m_detail;
 };
 
 class ViewDock : public QDockWidget {

@@ -68,8 +68,7 @@ private Q_SLOTS:
         const auto models = QDir(KEEPSIGHT_BUILD "/models").entryInfoList({"*.gguf"});
         if (models.isEmpty()) QSKIP("The default model is not installed: run tests/run.sh");
         m_model = models.front().filePath();
-        m_window = std::make_unique<MainWindow>(MainWindow::Options{.restoreLayout = false, .askBeforeClosing = false});
-        m_window->resize(1280, 800);
+        m_window = std::make_unique<MainWindow>(MainWindow::Options{.restoreLayout = false, .askBeforeClosing = false, .size = {1280, 800}});
         m_window->show();
         QVERIFY(QTest::qWaitForWindowExposed(m_window.get()));
     }
