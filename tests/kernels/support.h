@@ -116,7 +116,7 @@ inline double difference(const std::vector<double>& found, const std::vector<dou
 inline bool sameBits(const at::Tensor& a, const at::Tensor& b) {
     const at::Tensor x = a.contiguous(), y = b.contiguous();
     return x.sizes() == y.sizes() && x.scalar_type() == y.scalar_type() &&
-           std::memcmp(x.const_data_ptr(), y.const_data_ptr(), static_cast<size_t>(x.nbytes())) == 0;
+           (x.nbytes() == 0 || std::memcmp(x.const_data_ptr(), y.const_data_ptr(), static_cast<size_t>(x.nbytes())) == 0);
 }
 
 } // namespace keepsight::test
