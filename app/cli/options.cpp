@@ -80,6 +80,12 @@ std::vector<T> parseRange(const std::string& text, const std::string& option) {
     return out;
 }
 
+// CLI11 would wrap a negative seed round.
+std::string seedProblem(std::string& text) {
+    std::uint64_t value = 0;
+    return parseNumber(text, value) ? std::string() : "expected a whole number from 0 to 18446744073709551615, found '" + text + "'";
+}
+
 std::string labelOf(std::size_t index) { // A … Z, AA, AB …
     std::string label;
     for (std::size_t n = index + 1; n > 0; n = (n - 1) / 26)
@@ -90,7 +96,7 @@ std::string labelOf(std::size_t index) { // A … Z, AA, AB …
 Budget ratioBudget(double ratio) {
     if (!(ratio >= 0.0 && ratio < 1.0))
         throw UsageError("the compression ratio should be at least 0 and below 1 (the share removed), found " + std::to_string(ratio));
-    return Budget::removed(ratio);
+    return Budget::removed(ratio + 0.0); // −0 becomes 0
 }
 
 Budget tokenBudget(int tokens) {
@@ -126,7 +132,9 @@ void GlobalOptions::add(CLI::App& app) {
     app.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str();
     app.add_option("--dtype", dtype, "auto (fp32 on CPU, bf16 on CUDA), fp32, bf16 or fp16")->capture_default_str();
     app.add_option("--threads", threads, "CPU threads; 0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
-    app.add_option("--seed", seed, "Seed of sampling, keys and depths")->capture_default_str();
+    app.add_option("--seed", seed, "Seed of sampling, keys and depths")
+        ->check(CLI::Validator(seedProblem, "UINT64"))
+        ->capture_default_str();
     app.add_option("--log-level", logLevel, "What stderr shows: error, warn, info or debug")
         ->check(CLI::IsMember({"error", "warn", "info", "debug"}))
         ->capture_default_str();
@@ -287,6 +295,18 @@ std::vector<double> parseDepths(const std::string& text) {
     for (const double depth : out)
         if (!(depth >= 0 && depth <= 100)) throw UsageError("--depths: expected percentages from 0 to 100, found '" + text + "'");
     return out;
+}
+
+CLI::Validator realFrom(double low, double high) {
+    char range[64];
+    std::snprintf(range, sizeof range, "%g to %g", low, high);
+    const std::string expected = range;
+    const auto check = [=](std::string& text) {
+        double value = 0;
+        const bool valid = parseNumber(text, value) && value >= low && value <= high;
+        return valid ? std::string() : "expected " + expected + ", found '" + text + "'";
+    };
+    return CLI::Validator(check, expected);
 }
 
 std::string quotedLine(int argc, char** argv) {

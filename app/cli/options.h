@@ -63,6 +63,7 @@ std::string readText(const std::string& file);                                  
 std::vector<TokenId> readIds(const std::string& file);                              // JSON array
 std::vector<int> parseIntegers(const std::string& text, const std::string& option); // "A:B:S" or "1,2,3"
 std::vector<double> parseDepths(const std::string& text);                           // "N" evenly from 0 to 100, "A:B:S" or "0,50,100"
+CLI::Validator realFrom(double low, double high);                                   // inclusive; CLI11's own range lets NaN through
 std::string quotedLine(int argc, char** argv);                                      // keepsight-cli …, ready to paste
 
 } // namespace keepsight::cli

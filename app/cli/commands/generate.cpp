@@ -58,9 +58,9 @@ RunCommand addGenerate(CLI::App& app) {
         ->check(CLI::Range(0, 1 << 24))
         ->capture_default_str();
     app.add_flag("--ignore-eos", options->generate.ignoreEos, "Go on after the token that ends an answer");
-    app.add_option("--temperature", options->sampler.temperature, "0: greedy")->check(CLI::Range(0.0, 100.0))->capture_default_str();
+    app.add_option("--temperature", options->sampler.temperature, "0: greedy")->check(realFrom(0.0, 100.0))->capture_default_str();
     app.add_option("--top-p", options->sampler.topP, "Share of the probability to sample from")
-        ->check(CLI::Range(0.0, 1.0))
+        ->check(realFrom(0.0, 1.0))
         ->capture_default_str();
     app.add_option("--dump-retained", options->dumpRetained, "Write the positions kept after the prefill and at the end as JSON");
     return [options](const Shell& shell) {

@@ -2,7 +2,6 @@
 #include "app/cli/exit_codes.h"
 #include "app/cli/output.h"
 
-
 namespace keepsight::cli {
 namespace {
 

@@ -22,7 +22,7 @@ RunCommand addPerplexity(CLI::App& app) {
         ->capture_default_str();
     app.add_option("--max-length", options->ppl.maxLength, "Tokens per window")->check(CLI::Range(4, 1 << 24))->capture_default_str();
     app.add_option("--prefix-ratio", options->ppl.prefixRatio, "Share of a window that is prefilled")
-        ->check(CLI::Range(0.0, 1.0))
+        ->check(realFrom(0.0, 1.0))
         ->capture_default_str();
     app.add_option("--windows", options->ppl.windows, "Windows at most; a last partial one is dropped")
         ->check(CLI::Range(1, 1 << 24))

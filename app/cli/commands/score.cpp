@@ -17,7 +17,7 @@ RunCommand addScore(CLI::App& app) {
     options->lanes.add(app);
     options->output.add(app);
     app.add_option("--prefix-ratio", options->score.prefixRatio, "Share of the text that is prefilled; the rest is fed token by token")
-        ->check(CLI::Range(0.0, 1.0))
+        ->check(realFrom(0.0, 1.0))
         ->capture_default_str();
     app.add_option("--dump-retained", options->dumpRetained, "Write the positions kept after the prefill and at the end as JSON");
     return [options](const Shell& shell) {

@@ -253,6 +253,9 @@ private Q_SLOTS:
         row("lengths", {"needle", "--lengths", "9:1:2"}, 2, "A ≤ B");
         row("lengths text", {"needle", "--lengths", "many"}, 2, "--lengths: expected");
         row("depths", {"needle", "--depths", "0,200"}, 2, "from 0 to 100");
+        row("share that is no number", {"score", "--text-file", text, "--prefix-ratio", "nan"}, 2, "expected 0 to 1, found 'nan'");
+        row("temperature that is no number", {"generate", "--prompt-file", text, "--temperature", "nan"}, 2, "found 'nan'");
+        row("negative seed", {"score", "--text-file", text, "--seed", "-1"}, 2, "--seed");
         row("dtype", {"info", "--dtype", "int3"}, 2, "int3");
         row("device", {"info", "--device", "abacus"}, 2, "abacus");
         row("text and ids", {"score", "--text-file", text, "--ids-file", few}, 2, "excludes");
