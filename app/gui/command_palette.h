@@ -6,7 +6,7 @@
 
 class QAction;
 class QLineEdit;
-class QListWidget;
+class QTreeWidget;
 
 namespace keepsight {
 
@@ -27,7 +27,7 @@ private:
     void choose();
     QList<QAction*> m_actions;
     QLineEdit* m_edit;
-    QListWidget* m_list;
+    QTreeWidget* m_list;
     QAction* m_chosen = nullptr;
 };
 

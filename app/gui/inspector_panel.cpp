@@ -51,7 +51,7 @@ protected:
         p.drawRect(area.adjusted(0, 0, -1, -1));
         for (int head = 1; head < r.heads(); ++head)
             p.drawLine(QPointF(area.left(), area.top() + head * h), QPointF(area.right() - 1, area.top() + head * h));
-        p.setPen(QPen(laneColor(m_at.lane, palette()), 2));
+        p.setPen(QPen(isDark(palette()) ? QColor(0xf5, 0x8a, 0x4b) : QColor(0xc4, 0x53, 0x1b), 2)); // as the views mark the focus
         p.drawRect(QRectF(area.left() + m_at.layer.value * w, area.top() + m_at.head.value * h, w, h));
         p.setPen(palette().color(QPalette::PlaceholderText));
         const QRectF foot(area.left(), area.bottom() + 2, area.width(), fontMetrics().height());
@@ -108,6 +108,9 @@ InspectorPanel::InspectorPanel(QWidget* parent)
     m_after->setToolTip(tr("The same over this lane's own steps; 0 once it is evicted"));
     auto* heldBy = new QLabel(tr("Held by (head × layer)"));
     heldBy->setProperty("role", "quiet");
+    m_tokenRows << heldBy << m_map;
+    for (int i = 0; i < m_grid->count(); ++i)
+        if (auto* w = m_grid->itemAt(i)->widget(); w != m_kept && w->property("of") != QVariant(m_kept->accessibleName())) m_tokenRows << w;
     auto* compare = new QGridLayout;
     std::swap(compare, m_grid);
     auto* first = compare; // the rows so far
@@ -156,6 +159,7 @@ QLabel* InspectorPanel::row(const QString& name) {
     const int at = m_grid->rowCount();
     auto* label = new QLabel(name);
     label->setProperty("role", "quiet");
+    label->setProperty("of", name);
     auto* value = new QLabel;
     value->setWordWrap(true);
     value->setTextInteractionFlags(Qt::TextSelectableByMouse);
@@ -222,7 +226,8 @@ void InspectorPanel::refresh() {
         const Step step(std::min(f.step.value, int(lane.steps.size()) - 1));
         m_kept->setText(tr("%1 of %2").arg(lane.retention.countAt(step, f.layer, f.head)).arg(lane.retention.positionsAt(step)));
     }
-    m_map->setVisible(token);
+    for (QWidget* w : m_tokenRows)
+        w->setVisible(token);
     m_map->show(m_trace, f);
 
     const LaneIndex other = f.lane.value > 0 ? f.lane : LaneIndex(std::min(1, int(lanes.size()) - 1));

@@ -56,6 +56,7 @@ private:
     QGridLayout* m_grid;
     QLabel *m_title, *m_place, *m_empty, *m_compareTitle;
     QWidget* m_body;
+    QList<QWidget*> m_tokenRows; // hidden while no token is focused
     QLabel *m_state, *m_since, *m_holders, *m_kept, *m_before, *m_after, *m_nll;
     QLabel *m_jaccardHead, *m_jaccardAll, *m_ppl, *m_bytes;
     HoldersMap* m_map;

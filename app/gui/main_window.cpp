@@ -247,6 +247,17 @@ void MainWindow::showTitle() {
 }
 
 void MainWindow::showTrace(const TracePtr& trace) {
+    if (trace && !m_everShown && !trace->lanes.empty()) {
+        // The first run opens on something to see: a lane that evicts, a layer in the middle.
+        m_everShown = true;
+        Focus f = m_focus.focus();
+        if (f == Focus{}) {
+            for (std::size_t i = trace->lanes.size(); i-- > 0;)
+                if (trace->lanes[i].policy.id != "full") f.lane = LaneIndex(int(i));
+            f.layer = LayerIndex(trace->model.config.layers * 2 / 5);
+            m_focus.set(f);
+        }
+    }
     for (auto* dock : m_docks)
         dock->view()->setTrace(trace);
     m_inspector->setTrace(trace);

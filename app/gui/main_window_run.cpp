@@ -3,6 +3,7 @@
 #include "app/gui/setup_panel.h"
 #include "engine/data/error.h"
 #include "widgets/attention/attention_view.h"
+#include "widgets/transport/transport_bar.h"
 
 #include <QAction>
 #include <QLabel>
@@ -132,7 +133,10 @@ void MainWindow::onFinished(JobId id, Outcome outcome, const TracePtr& trace) {
     } else if (id == m_run) {
         m_run = 0;
         m_runShown = true;
-        if (trace) m_session->setLive(trace);
+        if (trace) {
+            m_session->setLive(trace);
+            if (m_transport->followsEnd()) m_transport->goTo(trace->lastStep());
+        }
         if (outcome == Outcome::cancelled && m_held && (!trace || trace->lanes.empty() || trace->lanes.front().steps.empty())) m_held.reset();
         Q_EMIT runEnded(outcome);
     }
@@ -194,6 +198,7 @@ bool MainWindow::canPreview() const { return m_model && m_held && m_session->rec
 
 void MainWindow::onBudgetDragged(LaneIndex lane, const PolicySpec& spec) {
     if (!canPreview() || lane.value >= int(m_session->recorded()->lanes.size())) return;
+    m_focus.setLane(lane);
     if (m_run && !m_runShown) m_worker->cancel(m_run); // its lanes are out of date: do not share the cores with it
     m_worker->preview(m_session->recorded(), lane, spec);
 }
