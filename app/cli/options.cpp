@@ -253,6 +253,8 @@ void OutputOptions::check() const {
         if (!fs::is_directory(folder))
             throw EngineError("cannot write '" + file + "': the folder '" + folder.string() + "' does not exist");
         if (fs::is_directory(file)) throw EngineError("cannot write '" + file + "': it is a directory");
+        if (file == session && fs::exists(file) && !fs::is_regular_file(file))
+            throw EngineError("cannot record into '" + file + "': it is no regular file");
     }
 }
 

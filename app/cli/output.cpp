@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <iostream>
 
 namespace keepsight::cli {
@@ -228,9 +229,14 @@ std::string dump(const OrderedJson& json) {
 }
 
 void writeOutput(const std::string& file, const std::string& text) {
-    if (file != "-") return writeFileAtomically(file, text);
-    std::cout << text << std::flush;
-    if (!std::cout) throw EngineError("cannot write to stdout");
+    const bool toStdout = file == "-";
+    // a pipe or a device is written to, never replaced by a file of that name
+    if (!toStdout && (!std::filesystem::exists(file) || std::filesystem::is_regular_file(file))) return writeFileAtomically(file, text);
+    std::ofstream opened;
+    if (!toStdout) opened.open(file, std::ios::binary);
+    std::ostream& out = toStdout ? std::cout : opened;
+    out << text << std::flush;
+    if (!out) throw EngineError("cannot write to " + (toStdout ? std::string("stdout") : "'" + file + "'"));
 }
 
 } // namespace keepsight::cli

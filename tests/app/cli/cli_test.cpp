@@ -275,6 +275,8 @@ private Q_SLOTS:
         row("absent session", {"export", path("absent.keep"), "--figure", "ppl"}, 1, "absent.keep");
         row("no figure", {"export", path("not.keep")}, 2, "--figure");
         row("no output folder", {"score", "--ids-file", few, "--json", path("no/such/x.json")}, 1, "does not exist");
+        row("session into a device", {"score", "--ids-file", few, "--session", "/dev/null"}, 1, "no regular file");
+        row("results into a full device", {"score", "--ids-file", few, "--json", "/dev/full"}, 1, "cannot write to '/dev/full'");
         row("text too short", {"ppl", "--ids-file", few, "--max-length", "64"}, 1, "at least 64 tokens");
     }
     void refuses() {
@@ -290,6 +292,12 @@ private Q_SLOTS:
         QCOMPARE(std::count(ran.err.begin(), ran.err.end(), '\n'), 1); // one line says it
         QVERIFY2(ran.err.starts_with("keepsight-cli: "), ran.err.c_str());
         QVERIFY(ran.out.empty());
+    }
+
+    void writesIntoPipes() {
+        const Ran ran = run({"policies", "--json", "/dev/stdout"});
+        QCOMPARE(ran.code, 0);
+        QVERIFY(json::parse(ran.out).contains("policies"));
     }
 
     void helpAndVersionSucceed() {
