@@ -16,6 +16,7 @@
 #include <ctime>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #ifndef KEEPSIGHT_VERSION
 #define KEEPSIGHT_VERSION "0.1.0"
@@ -221,7 +222,7 @@ Outcome Engine::run(const Job& job, TraceSink& sink, std::stop_token stop, const
     // begin and end exactly once, whatever happens and wherever.
     struct OnceSink final : TraceSink {
         TraceSink& to;
-        bool begun = false;
+        bool begun = false, ended = false;
         explicit OnceSink(TraceSink& sink) : to(sink) {}
         void begin(const Trace& header) override {
             begun = true;
@@ -233,7 +234,10 @@ Outcome Engine::run(const Job& job, TraceSink& sink, std::stop_token stop, const
         void add(std::shared_ptr<const AttentionMap> map) override { to.add(std::move(map)); }
         void add(const Measurement& measurement) override { to.add(measurement); }
         void notice(LaneIndex lane, const std::string& text) override { to.notice(lane, text); }
-        void end(Outcome outcome, const std::string& failure) override { to.end(outcome, failure); }
+        void end(Outcome outcome, const std::string& failure) override {
+            if (std::exchange(ended, true)) return; // a sink that failed at the end is not told again
+            to.end(outcome, failure);
+        }
     } once(sink);
 
     Trace header;
