@@ -247,9 +247,14 @@ Outcome Engine::run(const Job& job, TraceSink& sink, std::stop_token stop, const
     header.run.torchVersion = TORCH_VERSION;
     header.run.createdUtc = utcNow();
     header.run.seed = job.seed;
+    // After a failure the sink may be what failed (a full disk): the first sentence is the one to tell.
     const auto finish = [&](Outcome outcome, const std::string& failure) {
-        if (!once.begun) once.begin(header);
-        once.end(outcome, failure);
+        try {
+            if (!once.begun) once.begin(header);
+            once.end(outcome, failure);
+        } catch (const EngineError&) {
+            if (failure.empty()) throw;
+        }
     };
     std::string failure;
     try {

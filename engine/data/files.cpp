@@ -42,6 +42,11 @@ void flushFolder(const fs::path& of) {
 } // namespace
 
 void replaceFile(const fs::path& temporary, const fs::path& path) {
+    struct stat existing {};
+    if (::stat(path.c_str(), &existing) == 0 && !S_ISREG(existing.st_mode)) { // a device or folder must not give way to a file
+        ::unlink(temporary.c_str());
+        throw EngineError("cannot write " + path.string() + ": expected a file or a free name, found a folder, device or pipe there");
+    }
     if (::rename(temporary.c_str(), path.c_str()) != 0) refuse(path, errno);
     flushFolder(path);
 }

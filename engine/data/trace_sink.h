@@ -3,7 +3,7 @@
 
 #include "engine/data/trace.h"
 
-#include <chrono>
+#include <exception>
 #include <filesystem>
 #include <memory>
 #include <mutex>
@@ -56,7 +56,16 @@ public:
     void add(std::shared_ptr<const AttentionMap> map) override { for (auto* s : m_sinks) s->add(map); }
     void add(const Measurement& measurement) override { for (auto* s : m_sinks) s->add(measurement); }
     void notice(LaneIndex lane, const std::string& text) override { for (auto* s : m_sinks) s->notice(lane, text); }
-    void end(Outcome outcome, const std::string& failure) override { for (auto* s : m_sinks) s->end(outcome, failure); }
+    // Every sink is told, also when one of them cannot write any more; the first such error is thrown then.
+    void end(Outcome outcome, const std::string& failure) override {
+        std::exception_ptr first;
+        for (TraceSink* sink : m_sinks) try {
+                sink->end(outcome, failure);
+            } catch (...) {
+                if (!first) first = std::current_exception();
+            }
+        if (first) std::rethrow_exception(first);
+    }
 
 private:
     std::vector<TraceSink*> m_sinks;

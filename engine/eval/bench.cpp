@@ -47,7 +47,7 @@ void runBench(EvalContext& context) {
     ProgressMeter meter(context.progress, static_cast<std::int64_t>(rounds) * static_cast<std::int64_t>(lanes));
     std::vector<std::size_t> order(lanes);
     std::iota(order.begin(), order.end(), std::size_t{0});
-    for (int round = 0; round < rounds; ++round) {
+    const auto runRound = [&](int round) {
         for (std::size_t i = lanes; i > 1; --i) // Fisher–Yates with the job's seed
             std::swap(order[i - 1], order[mix(context.job.seed + static_cast<std::uint64_t>(round) * 1000 + i) % i]);
         for (const std::size_t lane : order) {
@@ -85,13 +85,20 @@ void runBench(EvalContext& context) {
             }
             meter.add(1);
         }
+    };
+    bool cancelled = false; // finished repeats still make rows
+    try {
+        for (int round = 0; round < rounds; ++round) runRound(round);
+    } catch (const Cancelled&) {
+        cancelled = true;
     }
     for (std::size_t lane = 0; lane < lanes; ++lane) {
         const Times& t = times[lane];
+        if (t.prefill.empty()) continue;
         Measurement row = rowFor(context, lane, "bench");
         row.set("ctx", static_cast<std::int64_t>(spec.context));
         row.set("new", static_cast<std::int64_t>(spec.newTokens));
-        row.set("repeats", static_cast<std::int64_t>(spec.repeats));
+        row.set("repeats", static_cast<std::int64_t>(t.prefill.size()));
         row.set("prefill_s", median(t.prefill));
         row.set("prefill_tok_s", spec.context / median(t.prefill));
         row.set("ttft_s", median(t.ttft));
@@ -104,6 +111,7 @@ void runBench(EvalContext& context) {
         row.set("kv_bytes_peak", t.stats.peakBytes);
         context.sink.add(row);
     }
+    if (cancelled) throw Cancelled{};
 }
 
 } // namespace keepsight

@@ -74,7 +74,7 @@ void runPerplexity(EvalContext& context) {
     std::vector<std::vector<WindowResult>> results(lanes);
     std::vector<std::string> notices(lanes);
     std::vector<double> baselineNll;
-    for (std::int64_t w = 0; w < windows; ++w) {
+    const auto scoreWindow = [&](std::int64_t w) {
         const std::span<const TokenId> window = std::span(ids).subspan(static_cast<std::size_t>(w * spec.maxLength), static_cast<std::size_t>(spec.maxLength));
         const std::int64_t begin = w * (split + (spec.maxLength - split) * static_cast<std::int64_t>(lanes + 1));
         meter.stage("window " + std::to_string(w + 1) + " of " + std::to_string(windows));
@@ -83,20 +83,30 @@ void runPerplexity(EvalContext& context) {
         const std::span<const TokenId> suffix = window.subspan(static_cast<std::size_t>(split));
         const auto count = [&](std::int64_t n) { meter.add(n); };
         const WindowResult baseline = scoreSuffix(context, snapshot, full, suffix, count);
-        baselineNll.push_back(baseline.nll);
+        std::vector<WindowResult> each;
         for (std::size_t lane = 0; lane < lanes; ++lane) {
             if (context.stop.stop_requested()) throw Cancelled{};
             const Snapshot::Choice choice = snapshot->choose(*context.policies[lane]);
             notices[lane] = choice.notice;
             if (choice.everything && context.policies[lane]->rope() == RopeMode::original)
-                results[lane].push_back(baseline);
+                each.push_back(baseline);
             else
-                results[lane].push_back(scoreSuffix(context, snapshot, context.policies[lane], suffix, count));
+                each.push_back(scoreSuffix(context, snapshot, context.policies[lane], suffix, count));
             meter.at(begin + split + (spec.maxLength - split) * static_cast<std::int64_t>(lane + 2));
         }
+        baselineNll.push_back(baseline.nll);
+        for (std::size_t lane = 0; lane < lanes; ++lane) results[lane].push_back(std::move(each[lane]));
+    };
+    bool cancelled = false; // whole windows that were done still make rows
+    try {
+        for (std::int64_t w = 0; w < windows; ++w) scoreWindow(w);
+    } catch (const Cancelled&) {
+        cancelled = true;
+        if (baselineNll.empty()) throw;
     }
 
-    const std::int64_t perWindow = spec.maxLength - split - (spec.includeBoundary ? 0 : 1), n = perWindow * windows;
+    const auto scored = static_cast<std::int64_t>(baselineNll.size());
+    const std::int64_t perWindow = spec.maxLength - split - (spec.includeBoundary ? 0 : 1), n = perWindow * scored;
     double baseline = 0;
     for (const double nll : baselineNll) baseline += nll;
     for (std::size_t lane = 0; lane < lanes; ++lane) {
@@ -114,7 +124,7 @@ void runPerplexity(EvalContext& context) {
         Measurement row = rowFor(context, lane, "ppl");
         row.set("protocol", std::string("suffix"));
         row.set("nll", mean);
-        row.set("nll_stderr", windows > 1 ? std::sqrt(spread / static_cast<double>(windows - 1) / static_cast<double>(windows)) : NotMeasured);
+        row.set("nll_stderr", scored > 1 ? std::sqrt(spread / static_cast<double>(scored - 1) / static_cast<double>(scored)) : NotMeasured);
         row.set("ppl", std::exp(mean));
         row.set("ppl_delta", std::exp(mean) - std::exp(baseline / static_cast<double>(n)));
         row.set("n_tokens", n);
@@ -128,6 +138,7 @@ void runPerplexity(EvalContext& context) {
         context.sink.add(row);
         if (!notices[lane].empty()) context.sink.notice(LaneIndex{static_cast<std::int32_t>(lane)}, notices[lane]);
     }
+    if (cancelled) throw Cancelled{};
 }
 
 } // namespace keepsight

@@ -90,7 +90,9 @@ std::string Llama::fileName(int layer, std::string_view gguf, std::string_view h
 at::Tensor Llama::mapped(const WeightTensor& t) const {
     const std::int64_t columns = t.shape.back(), width = rowBytes(t.type, columns);
     // The mapping is read-only; no operator writes to a weight.
-    return at::from_blob(const_cast<std::byte*>(t.bytes.data()), {static_cast<std::int64_t>(t.bytes.size()) / width, width}, at::kByte);
+    const at::Tensor rows = at::from_blob(const_cast<std::byte*>(t.bytes.data()), {static_cast<std::int64_t>(t.bytes.size()) / width, width}, at::kByte);
+    const bool aligned = reinterpret_cast<std::uintptr_t>(t.bytes.data()) % alignof(float) == 0; // safetensors promises none
+    return aligned ? rows : rows.clone();
 }
 
 at::Tensor Llama::vector(const std::string& name, std::int64_t size, at::ScalarType dtype) const {
@@ -168,7 +170,8 @@ void Llama::load() {
                           downName = fileName(i, "ffn_down", "mlp.down_proj");
         const WeightTensor &gate = m_file->tensor(gateName, {c.feedForward, c.hidden}), &up = m_file->tensor(upName, {c.feedForward, c.hidden});
         const auto gateBias = bias(gateName, c.feedForward), upBias = bias(upName, c.feedForward);
-        if (gate.type == up.type && gate.bytes.data() + gate.bytes.size() == up.bytes.data() && !gateBias && !upBias) {
+        if (gate.type == up.type && gate.bytes.data() + gate.bytes.size() == up.bytes.data() && !gateBias && !upBias &&
+            reinterpret_cast<std::uintptr_t>(gate.bytes.data()) % alignof(float) == 0) {
             const std::int64_t width = rowBytes(gate.type, c.hidden);
             layer.gateUp = Matrix(at::from_blob(const_cast<std::byte*>(gate.bytes.data()), {2 * static_cast<std::int64_t>(c.feedForward), width}, at::kByte),
                                   gate.type, c.hidden);

@@ -48,6 +48,7 @@ RunCommand addGenerate(CLI::App& app) {
         GenerateSpec generate;
         SamplerSpec sampler;
         std::string dumpRetained;
+        int attentionBins = TraceOptions().attentionBins;
     };
     const auto options = std::make_shared<Options>();
     options->model.add(app);
@@ -62,6 +63,9 @@ RunCommand addGenerate(CLI::App& app) {
     app.add_option("--top-p", options->sampler.topP, "Share of the probability to sample from")
         ->check(realFrom(0.0, 1.0))
         ->capture_default_str();
+    app.add_option("--attention-bins", options->attentionBins, "Bins a side of the attention maps in the session; 0: none")
+        ->check(CLI::Range(0, 256))
+        ->capture_default_str();
     app.add_option("--dump-retained", options->dumpRetained, "Write the positions kept after the prefill and at the end as JSON");
     return [options](const Shell& shell) {
         JobRequest request;
@@ -70,7 +74,7 @@ RunCommand addGenerate(CLI::App& app) {
         request.job.generate = options->generate;
         request.job.sampler = options->sampler;
         request.job.trace.attentionBins =
-            options->output.session.empty() ? 0 : TraceOptions().attentionBins; // maps only where they are kept
+            options->output.session.empty() ? 0 : options->attentionBins; // maps only where they are kept
         request.plan = options->lanes.plan();
         request.model = options->model;
         request.output = options->output;

@@ -10,6 +10,7 @@ RunCommand addScore(CLI::App& app) {
         OutputOptions output;
         ScoreSpec score;
         std::string dumpRetained;
+        int attentionBins = TraceOptions().attentionBins;
     };
     const auto options = std::make_shared<Options>();
     options->model.add(app);
@@ -19,6 +20,9 @@ RunCommand addScore(CLI::App& app) {
     app.add_option("--prefix-ratio", options->score.prefixRatio, "Share of the text that is prefilled; the rest is fed token by token")
         ->check(realFrom(0.0, 1.0))
         ->capture_default_str();
+    app.add_option("--attention-bins", options->attentionBins, "Bins a side of the attention maps in the session; 0: none")
+        ->check(CLI::Range(0, 256))
+        ->capture_default_str();
     app.add_option("--dump-retained", options->dumpRetained, "Write the positions kept after the prefill and at the end as JSON");
     return [options](const Shell& shell) {
         JobRequest request;
@@ -26,7 +30,7 @@ RunCommand addScore(CLI::App& app) {
         request.job.prompt = options->prompt.read();
         request.job.score = options->score;
         request.job.trace.attentionBins =
-            options->output.session.empty() ? 0 : TraceOptions().attentionBins; // maps only where they are kept
+            options->output.session.empty() ? 0 : options->attentionBins; // maps only where they are kept
         request.plan = options->lanes.plan();
         request.model = options->model;
         request.output = options->output;
