@@ -146,17 +146,18 @@ JobId EngineWorker::attention(TracePtr trace, const PromptSpec& prompt, LayerInd
     return d->enqueue(std::move(work), Running::cancel, false);
 }
 
-void EngineWorker::cancel(JobId id) {
+bool EngineWorker::cancel(JobId id) {
     {
         std::lock_guard lock(d->mutex);
-        std::erase_if(d->waiting, [&](const auto& w) { return w->id == id; });
-        if (!d->running || d->running->id != id) return;
+        if (std::erase_if(d->waiting, [&](const auto& w) { return w->id == id; })) return true;
+        if (!d->running || d->running->id != id) return false;
         d->running->stop.request_stop();
     }
     if (QThread::currentThread() == thread())
         d->silenced.insert(id);
     else
         d->post([this, id] { d->silenced.insert(id); });
+    return false;
 }
 
 void EngineWorker::cancelAll() {

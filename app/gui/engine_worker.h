@@ -29,7 +29,7 @@ public:
     JobId open(const OpenOptions& options);                           // tag "model": cancels every other job first
     JobId submit(Job job, const QString& tag, Running running = Running::cancel); // a waiting job with the same tag is replaced
     JobId attention(TracePtr trace, const PromptSpec& prompt, LayerIndex layer, HeadIndex queryHead); // tag "attention"; finished() brings `trace` with the map
-    void cancel(JobId id); // thread-safe; a waiting job disappears without a signal
+    bool cancel(JobId id); // thread-safe; true: it was still waiting, and disappears without a signal
     void cancelAll();
     bool isBusy() const;   // something runs or waits
 

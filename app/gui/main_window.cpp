@@ -283,7 +283,7 @@ void MainWindow::showDetails() {
         if (dock->id() == "tokens")
             dock->setDetail(tr("%1: share of layers × heads that still hold each token").arg(name));
         else if (dock->id() == "retained")
-            dock->setDetail(tr("%1: layer × KV head, dark = kept").arg(name));
+            dock->setDetail((isDarkTheme() ? tr("%1: layer × KV head, light = kept") : tr("%1: layer × KV head, dark = kept")).arg(name));
         else if (dock->id() == "attention")
             dock->setDetail(head);
         else

@@ -146,6 +146,7 @@ private:
     RunKind m_kind = RunKind::score;       // of the last run
     std::optional<Job> m_held;             // the job whose prefill the engine holds: what previews and reruns repeat
     std::vector<LaneSpec> m_lanes;         // before the edit that comes next
+    bool m_hinted = false;                 // that a replay does not follow its lanes
     bool m_everShown = false;              // some run was
     bool m_applying = false;               // lanes change by undo, or by a session
     double m_lastPreviewMs = -1;

@@ -63,18 +63,17 @@ void MainWindow::start(RunKind kind, bool background) {
 }
 
 void MainWindow::cancelRun() {
-    for (const JobId id : {m_map, m_opening})
-        if (id) m_worker->cancel(id);
-    if (m_run) {
-        m_worker->cancel(m_run);
-        if (m_progressLabel->property("started").value<JobId>() != m_run) { // it was still waiting: nothing will be heard of it
-            m_run = 0;
-            m_session->dropPreview();
-            Q_EMIT runEnded(Outcome::cancelled);
-        }
+    // A job that was still waiting ends without a signal: its end is told here.
+    if (m_map && m_worker->cancel(m_map)) m_map = 0;
+    if (m_opening && m_worker->cancel(m_opening)) onFinished(m_opening, Outcome::cancelled, nullptr);
+    if (m_run && m_worker->cancel(m_run)) {
+        m_session->dropPreview();
+        onFinished(m_run, Outcome::cancelled, nullptr);
     }
-    m_progressLabel->setText(tr("cancelling"));
-    if (!m_worker->isBusy()) showBusy(false);
+    if (m_run || m_opening || m_map)
+        m_progressLabel->setText(tr("cancelling"));
+    else
+        showBusy(false);
 }
 
 void MainWindow::repeatSession() {
@@ -96,7 +95,6 @@ void MainWindow::repeatSession() {
 }
 
 void MainWindow::onStarted(JobId id, const QString&) {
-    m_progressLabel->setProperty("started", QVariant::fromValue(id));
     if (id == m_run || id == m_opening || id == m_map) showBusy(true);
 }
 
@@ -213,6 +211,8 @@ void MainWindow::onLanesEdited(std::optional<LaneIndex> lane) {
                                                           : tr("removed lane");
     m_undo.push(new LanesCommand(text, before, m_lanes, [this](const std::vector<LaneSpec>& lanes) { applyLanes(lanes); }));
     follow(before);
+    if (m_session->recorded() && !m_held && !m_run && m_model && !std::exchange(m_hinted, true))
+        m_messages->tell(MessageBar::Kind::notice, tr("This is a replay: Score runs the text live, and from then on the views follow every change at once."));
 }
 
 void MainWindow::applyLanes(const std::vector<LaneSpec>& lanes) {

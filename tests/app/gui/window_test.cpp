@@ -15,6 +15,7 @@
 #include <QDropEvent>
 #include <QMimeData>
 #include <QPlainTextEdit>
+#include <QPushButton>
 #include <QSignalSpy>
 #include <QSlider>
 #include <QStandardPaths>
@@ -228,6 +229,21 @@ private Q_SLOTS:
             compare(*before, *recorded(), name);
         QVERIFY(m_window->windowTitle().contains("a run.keep"));
         QVERIFY(!m_window->session()->isUnsaved());
+    }
+    void aRunLeftBehindByAKilledProgramIsOffered() {
+        const QString folder = QFileInfo(ownRecoveryFile()).path();
+        const QString left = folder + "/run-2147483646.keep"; // no such process
+        QVERIFY(QFile::copy(m_dir.filePath("a run.keep"), left));
+        QCOMPARE(leftRecoveryFiles(), QStringList{left});
+        m_window->firstLaunch(true);
+        QVERIFY(m_window->messages()->isVisible());
+        auto* open = m_window->messages()->findChild<QPushButton*>();
+        QVERIFY(open && open->isVisible());
+        QSignalSpy opened(m_window->session(), &SessionModel::opened);
+        QTest::mouseClick(open, Qt::LeftButton);
+        QVERIFY(opened.wait(Long));
+        QVERIFY(m_window->session()->isUnsaved());
+        QVERIFY(m_window->session()->path().isEmpty());
     }
     void aFileOfAnotherKindIsRefusedInOneSentence() {
         const QString path = m_dir.filePath("picture.png");
