@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <ctime>
+#include <malloc.h>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -26,6 +27,7 @@ namespace keepsight {
 namespace {
 
 constexpr Position MaxFullResolution = 8192;
+constexpr std::int64_t HashAtOnce = std::int64_t{1} << 30; // bytes: well below a second
 
 std::string utcNow() {
     const std::time_t now = std::time(nullptr);
@@ -124,6 +126,11 @@ Outcome Engine::open(const OpenOptions& options, std::stop_token stop, const OnP
     const at::ScalarType type = chooseType(options.dtype, device);
     const int threads = options.threads > 0 ? options.threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
     const Scope scope(threads);
+#ifdef __GLIBC__
+    // Logits and activations of tens of MB come and go with every block: kept in the heap, their pages are not faulted in anew each time.
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
     std::shared_ptr<const WeightFile> file = openWeights(options.model);
     if (stop.stop_requested()) return Outcome::cancelled;
     report("tokenizer", 1);
@@ -134,6 +141,7 @@ Outcome Engine::open(const OpenOptions& options, std::stop_token stop, const OnP
     report("weights", 2);
     std::shared_ptr<const Model> model = Model::make(file, type, device);
     if (stop.stop_requested()) return Outcome::cancelled;
+    report("checksum", 3);
 
     ModelInfo info;
     info.config = file->config();
@@ -155,6 +163,9 @@ Outcome Engine::open(const OpenOptions& options, std::stop_token stop, const OnP
     info.device = device.str();
     info.kvBytesPerToken =
         static_cast<std::int64_t>(info.config.layers) * info.config.kvHeads * info.config.headDim * 2 * static_cast<std::int64_t>(c10::elementSize(type));
+
+    // Sessions name the model by its hash; for large files, whose hash takes seconds, only once somebody asks (ensureHash).
+    if (info.weightBytes < HashAtOnce) info.sha256 = weightHash(file->files());
 
     std::vector<TokenId> stops = file->stopTokens();
     if (tokenizer->eos() >= 0) stops.push_back(tokenizer->eos());

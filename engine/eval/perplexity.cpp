@@ -36,7 +36,7 @@ WindowResult scoreSuffix(EvalContext& context, const std::shared_ptr<const Snaps
     out.selectMs = branch.selectMilliseconds();
     if (context.job.ppl.includeBoundary)
         out.nll += negativeLogLikelihood({snapshot->lastLogits().data_ptr<float>(), static_cast<std::size_t>(snapshot->lastLogits().numel())}, suffix[0]);
-    constexpr std::size_t Rows = 256; // bounds the logits: 256 × vocab floats
+    constexpr std::size_t Rows = 512; // bounds the logits: 512 × vocab floats; fewer rows would unpack the weights more often
     for (std::size_t done = 0; done + 1 < suffix.size();) {
         const std::size_t count = std::min(Rows, suffix.size() - 1 - done);
         const at::Tensor logits = branch.feed(suffix.subspan(done, count), LogitRows::all, false, context.stop); // [count, vocab]
