@@ -46,6 +46,7 @@ MainWindow::MainWindow(const Options& options, QWidget* parent)
     }
     QTimer::singleShot(0, this, &MainWindow::showTabs);
 
+    connect(&m_showTimer, &QTimer::timeout, this, &MainWindow::showNextView);
     connect(m_session, &SessionModel::shownChanged, this, &MainWindow::showTrace);
     connect(m_session, &SessionModel::stateChanged, this, &MainWindow::showTitle);
     connect(m_session, &SessionModel::opened, this, &MainWindow::onSessionOpened);
@@ -258,13 +259,26 @@ void MainWindow::showTrace(const TracePtr& trace) {
             m_focus.set(f);
         }
     }
-    for (auto* dock : m_docks)
-        dock->view()->setTrace(trace);
-    m_inspector->setTrace(trace);
     m_transport->setTrace(trace);
     m_setup->lanes()->setResults(trace);
     showModel();
     showDetails();
+    // One view for each turn of the event loop: together they would hold it up for longer than a frame. A newer trace goes on where
+    // the last one stopped, so that under a fast run every view gets its turn.
+    m_viewsToShow = int(m_docks.size()) + 1;
+    if (!m_showTimer.isActive()) m_showTimer.start(0);
+}
+
+void MainWindow::showNextView() {
+    if (m_viewsToShow-- <= 0) {
+        m_showTimer.stop();
+        return;
+    }
+    m_nextView = (m_nextView + 1) % (int(m_docks.size()) + 1);
+    if (m_nextView == m_docks.size())
+        m_inspector->setTrace(m_session->shown());
+    else
+        m_docks[m_nextView]->view()->setTrace(m_session->shown());
 }
 
 void MainWindow::showDetails() {

@@ -11,6 +11,7 @@
 #include <QHash>
 #include <QMainWindow>
 #include <QPointer>
+#include <QTimer>
 #include <QUndoStack>
 
 #include <functional>
@@ -76,6 +77,7 @@ private:
     void showModel();
     void showTabs();
     void showTrace(const TracePtr& trace);
+    void showNextView();
     void setTheme(Theme theme);
     ViewDock* currentDock() const;
 
@@ -146,6 +148,8 @@ private:
     RunKind m_kind = RunKind::score;       // of the last run
     std::optional<Job> m_held;             // the job whose prefill the engine holds: what previews and reruns repeat
     std::vector<LaneSpec> m_lanes;         // before the edit that comes next
+    QTimer m_showTimer;                    // hands the shown trace to the views, one a turn
+    int m_viewsToShow = 0, m_nextView = -1;
     bool m_hinted = false;                 // that a replay does not follow its lanes
     bool m_everShown = false;              // some run was
     bool m_applying = false;               // lanes change by undo, or by a session
