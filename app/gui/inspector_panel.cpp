@@ -102,8 +102,8 @@ InspectorPanel::InspectorPanel(QWidget* parent)
     m_since = row(tr("Evicted at"));
     m_holders = row(tr("Held by"));
     m_kept = row(tr("Head keeps"));
-    m_before = row(tr("Attention before"));
-    m_after = row(tr("Attention since"));
+    m_before = row(tr("Attn. before"));
+    m_after = row(tr("Attn. since"));
     m_nll = row(tr("NLL"));
     m_after->setToolTip(tr("The same over this lane's own steps; 0 once it is evicted"));
     auto* heldBy = new QLabel(tr("Held by (head × layer)"));

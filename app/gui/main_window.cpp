@@ -200,11 +200,11 @@ void MainWindow::arrangeDocks() {
         d->show();
     }
     const bool narrow = width() < 1400;
-    resizeDocks({m_setupDock, m_inspectorDock}, {278, narrow ? 204 : 240}, Qt::Horizontal);
+    resizeDocks({m_setupDock, m_inspectorDock}, {narrow ? 270 : 278, narrow ? 188 : 240}, Qt::Horizontal);
     if (tokens && retained && attention && curves) {
-        const int w = std::max(600, width() - (narrow ? 482 : 518)), h = std::max(400, height() - 150);
+        const int w = std::max(600, width() - (narrow ? 458 : 518)), h = std::max(400, height() - 150);
         m_centre->resizeDocks({tokens, retained}, {w * 58 / 100, w * 42 / 100}, Qt::Horizontal);
-        m_centre->resizeDocks({attention, curves}, narrow ? QList<int>{w * 46 / 100, w * 54 / 100} : QList<int>{w * 36 / 100, w * 64 / 100}, Qt::Horizontal);
+        m_centre->resizeDocks({attention, curves}, narrow ? QList<int>{w * 50 / 100, w * 50 / 100} : QList<int>{w * 36 / 100, w * 64 / 100}, Qt::Horizontal);
         m_centre->resizeDocks({tokens, attention}, {h * 43 / 100, h * 57 / 100}, Qt::Vertical);
     }
 }

@@ -151,7 +151,7 @@ void MainWindow::makeActions() {
     addAction("export.copy", exporting, tr("Copy as image"), QKeySequence("Ctrl+Shift+C"), [this] { copyPicture(); }, "copy");
     addAction("export.command", exporting, tr("Copy the command line"), {}, [this] {
         try {
-            QApplication::clipboard()->setText(QString::fromStdString(m_setup->job(m_kind).commandLine));
+            QApplication::clipboard()->setText(QString::fromStdString(m_setup->runnableJob(m_kind).commandLine));
         } catch (const std::exception& e) {
             m_messages->tell(MessageBar::Kind::error, QString::fromUtf8(e.what()));
         }

@@ -45,7 +45,7 @@ void MainWindow::start(RunKind kind, bool background) {
     try {
         if (!m_model && m_openingModel.isEmpty())
             throw UsageError(tr("No model is open: choose a .gguf file or a model directory on the left, or drop one on the window.").toStdString());
-        job = m_setup->job(kind);
+        job = m_setup->runnableJob(kind);
         if ((kind == RunKind::score || kind == RunKind::generate) && job.prompt.text.empty() && !job.prompt.ids)
             throw UsageError(tr("There is no text to run: type one on the left, choose a sample or open a file.").toStdString());
     } catch (const std::exception& e) {

@@ -1,11 +1,15 @@
 #include "app/gui/setup_panel.h"
 
 #include "app/gui/theme.h"
+#include "engine/data/error.h"
+#include "engine/data/picture.h"
 #include "engine/engine.h"
 
 #include <QApplication>
 #include <QClipboard>
 #include <QComboBox>
+#include <QCryptographicHash>
+#include <QDir>
 #include <QFileDialog>
 #include <QFileInfo>
 #include <QFontDatabase>
@@ -14,6 +18,7 @@
 #include <QMenu>
 #include <QPlainTextEdit>
 #include <QScrollArea>
+#include <QStandardPaths>
 #include <QToolButton>
 #include <QVBoxLayout>
 
@@ -69,7 +74,13 @@ SetupPanel::SetupPanel(QWidget* parent)
     m_copy->setAutoRaise(true);
     m_copy->setToolTip(tr("Copy the command line"));
     m_copy->setAccessibleName(tr("Copy the command line"));
-    connect(m_copy, &QToolButton::clicked, this, [this] { QApplication::clipboard()->setText(m_command->toPlainText()); });
+    connect(m_copy, &QToolButton::clicked, this, [this] {
+        try {
+            QApplication::clipboard()->setText(QString::fromStdString(runnableJob(m_kind).commandLine));
+        } catch (const std::exception& e) {
+            Q_EMIT failed(QString::fromUtf8(e.what()));
+        }
+    });
 
     auto* body = new QWidget;
     auto* column = new QVBoxLayout(body);
@@ -133,8 +144,29 @@ Job SetupPanel::job(RunKind kind) const {
             crossed[i].label = i < 26 ? std::string(1, char('A' + i)) : "L" + std::to_string(i);
         job.lanes = std::move(crossed);
     }
-    job.commandLine = commandLineOf(job, m_model.toStdString(), m_prompt->textFile().toStdString());
+    job.commandLine = commandLineOf(job, m_model.toStdString(), promptFile().toStdString());
     return job;
+}
+
+// The file the command line names: the one the text came from, else one of our own that keepPromptFile() writes.
+QString SetupPanel::promptFile() const {
+    const QString from = m_prompt->textFile();
+    const QByteArray text = QByteArray::fromStdString(m_prompt->prompt().text);
+    if (!from.isEmpty() || text.isEmpty()) return from;
+    const QString name = QString::fromLatin1(QCryptographicHash::hash(text, QCryptographicHash::Sha1).toHex().left(10));
+    return QStandardPaths::writableLocation(QStandardPaths::AppLocalDataLocation) + "/prompts/" + name + ".txt";
+}
+
+Job SetupPanel::runnableJob(RunKind kind) const {
+    const QString file = promptFile();
+    if (m_prompt->textFile().isEmpty() && !file.isEmpty() && !QFileInfo::exists(file)) {
+        QDir().mkpath(QFileInfo(file).path());
+        try {
+            writeFileAtomically(file.toStdString(), m_prompt->prompt().text);
+        } catch (const EngineError&) { // no room or no right to keep it: the run itself does not need the file
+        }
+    }
+    return job(kind);
 }
 
 void SetupPanel::setJob(const Job& job) {
@@ -159,6 +191,7 @@ void SetupPanel::setModels(const QStringList& recent, const QString& current) {
 }
 
 void SetupPanel::showCommandLine(RunKind kind) {
+    m_kind = kind;
     QString text;
     try {
         text = QString::fromStdString(job(kind).commandLine);

@@ -19,6 +19,7 @@ public:
     explicit SetupPanel(QWidget* parent = nullptr);
 
     Job job(RunKind kind) const; // throws UsageError when a field cannot be read
+    Job runnableJob(RunKind kind) const; // the same, and the text file its command line names exists; throws EngineError
     void setJob(const Job& job); // of a session: shows what was run
     LanePanel* lanes() const { return m_lanes; }
     PromptPanel* prompt() const { return m_prompt; }
@@ -39,7 +40,9 @@ private:
     RunSettings* m_settings;
     QPlainTextEdit* m_command;
     QToolButton* m_copy;
+    QString promptFile() const;
     QString m_model;
+    RunKind m_kind = RunKind::score; // of the command line shown
 };
 
 } // namespace keepsight
