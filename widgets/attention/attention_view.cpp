@@ -45,11 +45,13 @@ void AttentionView::retranslate() {
            "Page Up and Page Down the head; the context menu shows the numbers as a table."));
     m_logarithmic->setText(tr("Log"));
     m_logarithmic->setToolTip(tr("Logarithmic colours"));
-    m_locked->setText(tr("Lock range"));
+    m_locked->setText(tr("Lock"));
+    m_locked->setAccessibleName(tr("Lock range"));
     m_locked->setToolTip(tr("Keep this colour range for every layer, head and lane"));
     m_heads->setAccessibleName(tr("Query head"));
     m_heads->setToolTip(tr("The mean over the query heads of this KV head, or one query head at full resolution"));
-    m_full->setText(tr("Full resolution…"));
+    m_full->setText(tr("Exact…")); // short: the view can be narrow
+    m_full->setAccessibleName(tr("Full resolution"));
     m_full->setToolTip(tr("Compute the exact map of one query head, one cell for each pair of tokens"));
     m_firstQueryHead = -1;
 }
@@ -115,7 +117,7 @@ QString AttentionView::emptyText() const {
     if (!trace()) return tr("Run Score or Generate to see where every head looks.");
     if (!m_model.empty()) return {};
     if (const auto query = queryHead())
-        return tr("The full-resolution map of layer %1, query head %2 was not computed yet; press Full resolution….")
+        return tr("The full-resolution map of layer %1, query head %2 was not computed yet; press Exact….")
             .arg(focus().layer.value)
             .arg(query->value);
     return tr("This run recorded no attention for this head; run it again with attention maps on.");
