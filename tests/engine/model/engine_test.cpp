@@ -125,7 +125,7 @@ class EngineTest : public QObject {
         job.lanes = std::move(lanes);
         if (kind != RunKind::needle) job.prompt.ids = ids(tokens);
         job.trace.attentionBins = 16;
-        job.generate = {.maxNew = 12, .ignoreEos = true};
+        job.generate = {.maxNew = 8, .ignoreEos = true};
         job.ppl = {.maxLength = 64, .windows = 2};
         job.bench = {.context = 48, .newTokens = 4, .warmup = 0, .repeats = 2};
         job.needle = {.lengths = {200}, .depths = {50}};
@@ -171,7 +171,7 @@ private Q_SLOTS:
         for (const Measurement& m : trace->measurements) QCOMPARE(m.kind, trace->run.kind);
         if (job.kind == RunKind::score || job.kind == RunKind::generate) {
             for (const Lane& l : trace->lanes) {
-                QCOMPARE(l.steps.size(), job.kind == RunKind::score ? 2u + 32u : 2u + 12u);
+                QCOMPARE(l.steps.size(), job.kind == RunKind::score ? 2u + 32u : 2u + 8u);
                 QCOMPARE(l.steps[0].kind, StepRecord::Kind::prefill);
                 QCOMPARE(l.steps[1].kind, StepRecord::Kind::evict);
                 QCOMPARE(l.maps.size(), static_cast<std::size_t>(trace->model.config.layers * trace->model.config.kvHeads));
@@ -220,7 +220,7 @@ private Q_SLOTS:
         if (what == "ratio") job.lanes[0].policy.budget = Budget::removed(1.0);
         if (what == "lanes") job.lanes.clear();
         if (what == "long") job.prompt.ids = std::vector<TokenId>(9000, 30);
-        if (what == "continuation") job.prompt.ids = std::vector<TokenId>(8188, 30);
+        if (what == "continuation") job.prompt.ids = std::vector<TokenId>(8192, 30);
         if (what == "empty") text("");
         if (what == "no ids") job.prompt.ids->clear();
         if (what == "nul") text(std::string("abc\0def", 7));
@@ -320,7 +320,7 @@ private Q_SLOTS:
         std::vector<TokenId> said;
         for (std::size_t l = 0; l < job.lanes.size(); ++l) {
             const Lane &a = first->lanes[l], &b = second->lanes[l];
-            QCOMPARE(a.generated.size(), 12u);
+            QCOMPARE(a.generated.size(), 8u);
             QCOMPARE(difference(a.generated, b.generated, "generated"), std::string());
             QCOMPARE(difference(a.retention, b.retention), std::string());
             QCOMPARE(difference(a.maps, b.maps, "maps"), std::string());
@@ -341,7 +341,7 @@ private Q_SLOTS:
         const auto trace = run(jobOf(RunKind::generate, 90, {lane("full")}));
         std::vector<TokenId> said;
         for (const TokenRecord& t : trace->lanes[0].generated) said.push_back(t.id);
-        QCOMPARE(said, m_engine.logits(ids(90), 12).greedy);
+        QCOMPARE(said, m_engine.logits(ids(90), 8).greedy);
     }
 
     void fullScoresWhatTheLogitsSay() {
@@ -471,7 +471,7 @@ private Q_SLOTS:
         const std::int64_t full = peak("full"), h2o = peak("h2o");
         qInfo("peak above the start: full %lld MiB, h2o %lld MiB", static_cast<long long>(full), static_cast<long long>(h2o));
         QVERIFY(full > 0);
-        QVERIFY2(h2o <= full + 30, qPrintable(QString("%1 MiB, full %2 MiB").arg(h2o).arg(full)));
+        QVERIFY2(h2o <= full + 60, qPrintable(QString("%1 MiB, full %2 MiB").arg(h2o).arg(full)));
     }
 
     void closesAndOpensAgain() {
