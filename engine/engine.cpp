@@ -314,6 +314,8 @@ Outcome Engine::run(const Job& job, TraceSink& sink, std::stop_token stop, const
         const bool memory = std::string_view(e.what_without_backtrace()).find("memory") != std::string_view::npos;
         failure = memory ? "out of memory during the run; use fewer tokens, lanes or a smaller model"
                          : std::string("torch reported: ") + std::string(e.what_without_backtrace()).substr(0, 200);
+    } catch (const std::exception& e) { // nothing else is thrown on purpose; the recording still gets its end
+        failure = std::string("internal error: ") + e.what();
     }
     finish(Outcome::complete, failure);
     throw EngineError(failure);
@@ -322,13 +324,15 @@ Outcome Engine::run(const Job& job, TraceSink& sink, std::stop_token stop, const
 std::optional<KeptSets> Engine::preview(const PolicySpec& spec) const {
     std::shared_ptr<const Snapshot> snapshot;
     std::shared_ptr<const Model> model; // the snapshot refers to its configuration
+    int threads = 1;
     {
         const std::lock_guard lock(d->mutex);
         snapshot = d->snapshot;
         model = d->model;
+        threads = d->threads;
     }
     if (!snapshot || !model) return std::nullopt;
-    const c10::InferenceMode guard;
+    const Scope scope(threads);
     const std::unique_ptr<const Policy> policy = makePolicy(spec);
     if (!snapshot->serves(*policy)) return std::nullopt;
     const Snapshot::Choice choice = snapshot->choose(*policy);

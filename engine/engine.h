@@ -61,7 +61,8 @@ public:
     Outcome run(const Job& job, TraceSink& sink, std::stop_token stop = {}, const OnProgress& progress = {});
 
     // The sets `policy` keeps after the prefill of the last score or generate job, from statistics already held: no forward pass,
-    // ≤ 50 ms at 30 layers × 3 heads × 4000 tokens. nullopt: no prefill held, or it lacks a statistic this policy needs.
+    // ≤ 50 ms at 30 layers × 3 heads × 4000 tokens once the policy's scores are there (its run, or a first call, which scores every layer).
+    // nullopt: no prefill held, or it lacks a statistic this policy needs.
     std::optional<KeptSets> preview(const PolicySpec& policy) const;
 
     // One head's attention at full resolution over the whole prompt (recomputes the layers below it).

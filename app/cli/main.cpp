@@ -1,4 +1,5 @@
 // keepsight-cli: everything the engine does, without a display. Results on stdout or in files, everything else on stderr.
+#include "app/calm_threads.h"
 #include "app/cli/commands/commands.h"
 #include "app/cli/exit_codes.h"
 #include "engine/data/error.h"

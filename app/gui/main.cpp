@@ -1,4 +1,5 @@
 // keepsight: the desktop tool; with `export` and --screenshot it draws figures of sessions without a display.
+#include "app/calm_threads.h"
 #include "app/gui/export_dialog.h"
 #include "app/gui/figure_commands.h"
 #include "app/gui/main_window.h"
