@@ -89,6 +89,7 @@ void MainWindow::onSessionOpened(const QString& path) {
     m_setup->lanes()->setPromptTokens(trace->prefillLength);
     m_setup->lanes()->setResults(m_session->shown());
     countPrompt();
+    m_setup->showRecorded(QString::fromStdString(trace->run.commandLine));
 }
 
 bool MainWindow::saveSession(bool as, bool withoutText) {

@@ -76,7 +76,7 @@ SetupPanel::SetupPanel(QWidget* parent)
     m_copy->setAccessibleName(tr("Copy the command line"));
     connect(m_copy, &QToolButton::clicked, this, [this] {
         try {
-            QApplication::clipboard()->setText(QString::fromStdString(runnableJob(m_kind).commandLine));
+            QApplication::clipboard()->setText(m_recorded.isEmpty() ? QString::fromStdString(runnableJob(m_kind).commandLine) : m_recorded);
         } catch (const std::exception& e) {
             Q_EMIT failed(QString::fromUtf8(e.what()));
         }
@@ -190,8 +190,15 @@ void SetupPanel::setModels(const QStringList& recent, const QString& current) {
     m_models->setToolTip(current);
 }
 
+void SetupPanel::showRecorded(const QString& commandLine) {
+    if (commandLine.isEmpty()) return;
+    m_recorded = commandLine;
+    m_command->setPlainText(commandLine);
+}
+
 void SetupPanel::showCommandLine(RunKind kind) {
     m_kind = kind;
+    m_recorded.clear();
     QString text;
     try {
         text = QString::fromStdString(job(kind).commandLine);

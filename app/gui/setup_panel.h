@@ -26,6 +26,7 @@ public:
     void setModels(const QStringList& recent, const QString& current);
     QString modelPath() const { return m_model; }
     void showCommandLine(RunKind kind);
+    void showRecorded(const QString& commandLine); // of a replayed session, as it was run; until something is edited
 
 Q_SIGNALS:
     void modelChosen(const QString& path);
@@ -42,6 +43,7 @@ private:
     QToolButton* m_copy;
     QString promptFile() const;
     QString m_model;
+    QString m_recorded;
     RunKind m_kind = RunKind::score; // of the command line shown
 };
 

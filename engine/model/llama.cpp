@@ -23,6 +23,11 @@ public:
     at::Tensor rows(const at::Tensor& ids, at::ScalarType dtype) const {
         return m_dense.defined() ? m_dense.index_select(0, ids) : ops::embedding(ids, m_packed, static_cast<int>(m_type), m_in, dtype);
     }
+    Matrix slice(std::int64_t first, std::int64_t rows) const { // of the output rows; the head has no bias
+        Matrix part = *this;
+        (m_dense.defined() ? part.m_dense : part.m_packed) = (m_dense.defined() ? m_dense : m_packed).narrow(0, first, rows);
+        return part;
+    }
     void setBias(at::Tensor bias) { m_bias = std::move(bias); }
     void unpackTo(at::ScalarType dtype, at::Device device) {
         m_dense = ops::dequantize(m_packed, static_cast<int>(m_type), m_in, dtype).to(device);
@@ -61,9 +66,13 @@ public:
 
     at::Tensor forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows,
                        std::stop_token stop) const override;
+    at::Tensor losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, KvCache& cache, LayerObserver* observer,
+                      std::stop_token stop) const override;
 
 private:
     void load();
+    at::Tensor layers(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, std::stop_token stop) const; // [S, hidden]
+    const Matrix& head() const { return m_config.tiedEmbeddings ? m_embedding : m_head; }
     std::string fileName(int layer, std::string_view gguf, std::string_view huggingFace) const;
     at::Tensor mapped(const WeightTensor& t) const;
     at::Tensor vector(const std::string& name, std::int64_t size, at::ScalarType dtype) const;
@@ -194,7 +203,7 @@ void Llama::load() {
     }
 }
 
-at::Tensor Llama::forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows, std::stop_token stop) const {
+at::Tensor Llama::layers(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, std::stop_token stop) const {
     const ModelConfig& c = m_config;
     const auto count = static_cast<std::int64_t>(ids.size());
     const double scale = 1.0 / std::sqrt(static_cast<double>(c.headDim));
@@ -241,15 +250,36 @@ at::Tensor Llama::forward(std::span<const TokenId> ids, Position first, KvCache&
         const at::Tensor attended = ops::attention(q, keys, held.values, held.positions, held.lengths, positions, scale, stats);
         if (observer) observer->afterAttention({index, c, held, q, positions, keys, scale, stats ? stats->lastRows : at::Tensor()}, cache);
 
-        x = x + layer.output.apply(attended);
+        x = layer.output.apply(attended).add_(x);
         const at::Tensor normed = ops::rms_norm(x, layer.mlpNorm, c.normEps);
         const at::Tensor both = layer.gateUp.in() ? layer.gateUp.apply(normed) : at::cat({layer.gate.apply(normed), layer.up.apply(normed)}, 1);
-        x = x + layer.down.apply(ops::silu_mul(both));
+        x = layer.down.apply(ops::silu_mul(both)).add_(x);
     }
+    return x;
+}
+
+at::Tensor Llama::forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows, std::stop_token stop) const {
+    at::Tensor x = layers(ids, first, cache, observer, stop);
     if (rows == LogitRows::none) return {};
-    if (rows == LogitRows::last) x = x.narrow(0, count - 1, 1);
-    const at::Tensor normed = ops::rms_norm(x, m_finalNorm, c.normEps);
-    return (c.tiedEmbeddings ? m_embedding : m_head).apply(normed).to(at::kFloat);
+    if (rows == LogitRows::last) x = x.narrow(0, x.size(0) - 1, 1);
+    return head().apply(ops::rms_norm(x, m_finalNorm, m_config.normEps)).to(at::kFloat);
+}
+
+at::Tensor Llama::losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, KvCache& cache, LayerObserver* observer,
+                         std::stop_token stop) const {
+    constexpr std::int64_t Slice = 3584; // vocabulary rows: weights and logits of a 512-token block stay near the processor
+    const auto count = static_cast<std::int64_t>(ids.size());
+    const at::Tensor wanted = at::tensor(at::IntArrayRef(std::vector<std::int64_t>(targets.begin(), targets.end())), at::kLong).to(m_device);
+    const at::Tensor x = ops::rms_norm(layers(ids, first, cache, observer, stop), m_finalNorm, m_config.normEps);
+    at::Tensor total, chosen = at::zeros({count}, wanted.options().dtype(at::kFloat)); // log Σ exp so far; the target's logit
+    for (std::int64_t begin = 0; begin < m_config.vocab; begin += Slice) {
+        const std::int64_t rows = std::min<std::int64_t>(Slice, m_config.vocab - begin);
+        const at::Tensor logits = head().slice(begin, rows).apply(x).to(at::kFloat); // [S, rows]
+        const at::Tensor part = at::logsumexp(logits, 1), inside = (wanted >= begin) & (wanted < begin + rows);
+        chosen = at::where(inside, logits.gather(1, (wanted - begin).clamp(0, rows - 1).unsqueeze(1)).squeeze(1), chosen);
+        total = total.defined() ? at::logaddexp(total, part) : part;
+    }
+    return total - chosen;
 }
 
 } // namespace

@@ -52,6 +52,10 @@ public:
     // The stop token is looked at before every layer.
     virtual at::Tensor forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows,
                                std::stop_token stop = {}) const = 0;
+    // The same pass for scoring: −log p(targets[i] | … ids[i]) in nats, [S] fp32. The [S, vocab] logits are never held, only a slice of
+    // the vocabulary at a time, which stays in the processor's cache.
+    virtual at::Tensor losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, KvCache& cache, LayerObserver* observer,
+                              std::stop_token stop = {}) const = 0;
 
     // `file` must outlive the model: weights may be used where they are mapped.
     static std::unique_ptr<Model> make(std::shared_ptr<const WeightFile> file, at::ScalarType dtype, at::Device device);

@@ -82,6 +82,13 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
     return logits.defined() ? logits.to(at::kCPU) : logits;
 }
 
+at::Tensor Branch::losses(std::span<const TokenId> ids, std::span<const TokenId> targets, std::stop_token stop) {
+    m_evict = false;
+    const Position first = m_seen;
+    m_seen += static_cast<Position>(ids.size());
+    return m_model.losses(ids, targets, first, m_cache, this, stop).to(at::kCPU);
+}
+
 ops::AttentionStats* Branch::wanted(LayerIndex index, KvCache& cache, std::int64_t) {
     const auto options = at::TensorOptions().dtype(at::kFloat).device(m_model.device());
     const CacheLayer& layer = cache.layer(index);

@@ -29,6 +29,9 @@ public:
     // Logits fp32 [rows, vocab] on the CPU. Throws Cancelled: the branch is then unusable.
     at::Tensor feed(std::span<const TokenId> ids, LogitRows rows, bool evict, std::stop_token stop);
 
+    // Feeds ids without eviction and gives the loss of targets[i] after ids[i], [S] fp32 on the CPU.
+    at::Tensor losses(std::span<const TokenId> ids, std::span<const TokenId> targets, std::stop_token stop);
+
     const KvCache& cache() const { return m_cache; }
     const Policy& policy() const { return *m_policy; }
     Position seen() const { return m_seen; }
