@@ -105,7 +105,7 @@ int main(int argc, char** argv) {
         QTimer::singleShot(0, &window, [&] {
             const QString path = QString::fromStdString(a.open);
             if (!path.isEmpty()) window.openAnything(path);
-            window.firstLaunch(path.endsWith(".keep"));
+            window.firstLaunch(!path.isEmpty()); // the sample only where nothing else was asked for
             window.stallMeter()->reset();
         });
         const int code = QApplication::exec();

@@ -43,7 +43,7 @@ public:
 
     void openModel(const QString& path);
     void openAnything(const QString& path); // .keep, .gguf, model directory, text; says what it cannot open
-    void firstLaunch(bool sessionGiven = false); // default model, the sample session, the offer of a run left behind
+    void firstLaunch(bool somethingGiven = false); // default model, else the sample session; the offer of a run left behind
 
     EngineWorker* worker() const { return m_worker; }
     SessionModel* session() const { return m_session; }

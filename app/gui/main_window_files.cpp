@@ -32,9 +32,9 @@ QString samplePath() {
 
 } // namespace
 
-void MainWindow::firstLaunch(bool sessionGiven) {
+void MainWindow::firstLaunch(bool somethingGiven) {
     if (const QString model = defaultModelPath(); !model.isEmpty() && !m_model && m_openingModel.isEmpty()) openModel(model);
-    if (const QString sample = samplePath(); !sample.isEmpty() && !sessionGiven) m_session->open(sample);
+    if (const QString sample = samplePath(); !sample.isEmpty() && !somethingGiven) m_session->open(sample);
     offerRecovery();
 }
 
