@@ -192,19 +192,26 @@ void SetupPanel::setModels(const QStringList& recent, const QString& current) {
 
 void SetupPanel::showRecorded(const QString& commandLine) {
     if (commandLine.isEmpty()) return;
+    try {
+        m_recordedJob = job(m_kind);
+    } catch (const std::exception&) { // fields that cannot be read: whatever comes next differs from what was recorded
+        return;
+    }
     m_recorded = commandLine;
     m_command->setPlainText(commandLine);
 }
 
 void SetupPanel::showCommandLine(RunKind kind) {
     m_kind = kind;
-    m_recorded.clear();
     QString text;
     try {
-        text = QString::fromStdString(job(kind).commandLine);
+        const Job now = job(kind);
+        if (!m_recorded.isEmpty() && now == m_recordedJob) return; // still as it was recorded
+        text = QString::fromStdString(now.commandLine);
     } catch (const std::exception& e) {
         text = QString::fromUtf8(e.what());
     }
+    m_recorded.clear();
     if (text != m_command->toPlainText()) m_command->setPlainText(text);
 }
 

@@ -43,7 +43,8 @@ private:
     QToolButton* m_copy;
     QString promptFile() const;
     QString m_model;
-    QString m_recorded;
+    QString m_recorded; // as long as the panel says what this session's job said
+    Job m_recordedJob;
     RunKind m_kind = RunKind::score; // of the command line shown
 };
 
