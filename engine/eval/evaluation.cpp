@@ -103,6 +103,15 @@ LaneRun startLanes(EvalContext& context, std::span<const TokenId> prompt, std::i
     meter.stage("prefill");
     run.snapshot = Snapshot::prefill(context.model, prompt, options, context.stop, [&](std::int64_t done) { meter.at(done); });
     if (context.prefilled) context.prefilled(run.snapshot);
+    if (run.bin > 0) // somebody looks on: scores of every policy now (2 % of a prefill), so that a first preview is as fast as the others
+        for (const PolicyEntry& entry : policyRegistry()) {
+            if (context.stop.stop_requested()) throw Cancelled{};
+            PolicySpec spec;
+            spec.id = entry.info.id;
+            spec.budget = Budget::removed(0.5);
+            const std::unique_ptr<const Policy> policy = makePolicy(spec);
+            if (run.snapshot->serves(*policy)) run.snapshot->choose(*policy);
+        }
     recordPrefillMaps(*run.snapshot, context.sink);
 
     const CacheStats whole = run.snapshot->cache().stats();
