@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=resources/screenshots
 export QT_QPA_PLATFORM=offscreen
 if [[ ${1:-} == --record ]]; then
-    build/bin/keepsight-cli score --text-file resources/texts/lighthouse.txt --lane full --lane snapkv:window=16@0.5 --attention-bins 72 \
+    build/bin/keepsight-cli score --model build/models/SmolLM2-135M-Instruct.Q4_1.gguf --text-file resources/texts/lighthouse.txt --lane full --lane snapkv:window=16@0.5 --attention-bins 72 \
         --session resources/sample.keep
 fi
 build/bin/keepsight resources/sample.keep --lane B --layer 12 --head 1 --screenshot $out/window.png --view window --size 1600x1000
