@@ -95,10 +95,7 @@ void runGenerate(EvalContext& context) {
         row.set("text", s.text);
         row.set("n_tokens", static_cast<std::int64_t>(s.made));
         row.set("nll", s.made > 0 ? s.nll / s.made : NotMeasured);
-        std::vector<double> kept;
-        for (int l = 0; l < branch.cache().layers(); ++l)
-            for (const std::int32_t count : branch.cache().layer(LayerIndex{l}).held) kept.push_back(count);
-        row.set("kept_per_layer", kept);
+        row.set("kept_per_layer", keptCounts(branch.cache()));
         row.set("kv_bytes", branch.cache().stats().storedBytes);
         row.set("kv_bytes_allocated", branch.cache().stats().allocatedBytes);
         row.set("prefill_s", prefillMs / 1000);

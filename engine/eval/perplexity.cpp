@@ -3,6 +3,7 @@
 #include "engine/data/error.h"
 #include "engine/eval/evaluation.h"
 #include "engine/session/sampler.h"
+#include "engine/trace/recorder.h"
 
 #include <ATen/ATen.h>
 #include <algorithm>
@@ -27,8 +28,7 @@ WindowResult scoreSuffix(EvalContext& context, const std::shared_ptr<const Snaps
     options.recordEvictions = false;
     Branch branch(context.model, snapshot, policy, options);
     WindowResult out;
-    for (int l = 0; l < branch.cache().layers(); ++l)
-        for (const std::int32_t n : branch.cache().layer(LayerIndex{l}).held) out.kept.push_back(n);
+    out.kept = keptCounts(branch.cache());
     const CacheStats stats = branch.cache().stats();
     out.kvBytes = stats.storedBytes;
     out.allocatedBytes = stats.allocatedBytes;

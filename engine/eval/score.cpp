@@ -65,10 +65,7 @@ void runScore(EvalContext& context) {
         row.set("ppl", ppl);
         row.set("ppl_delta", ppl - baseline);
         row.set("n_tokens", static_cast<std::int64_t>(total - prefix));
-        std::vector<double> kept;
-        for (int l = 0; l < branch.cache().layers(); ++l)
-            for (const std::int32_t n : branch.cache().layer(LayerIndex{l}).held) kept.push_back(n);
-        row.set("kept_per_layer", kept); // [layers × kvHeads], row-major
+        row.set("kept_per_layer", keptCounts(branch.cache()));
         row.set("kv_bytes", branch.cache().stats().storedBytes);
         row.set("kv_bytes_allocated", branch.cache().stats().allocatedBytes);
         row.set("prefill_s", run.snapshot->milliseconds() / 1000);

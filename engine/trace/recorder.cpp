@@ -74,4 +74,11 @@ KeptSets keptSets(const KvCache& cache) {
     return out;
 }
 
+std::vector<double> keptCounts(const KvCache& cache) {
+    std::vector<double> out;
+    for (int l = 0; l < cache.layers(); ++l)
+        for (const std::int32_t n : cache.layer(LayerIndex{l}).held) out.push_back(n);
+    return out;
+}
+
 } // namespace keepsight

@@ -20,5 +20,6 @@ void recordStep(LaneIndex lane, const StepRecord& step, std::vector<Branch::Evic
 
 // Kept entries of a cache as positions.
 KeptSets keptSets(const KvCache& cache);
+std::vector<double> keptCounts(const KvCache& cache); // entries held, [layers × kvHeads] row-major: the rows' kept_per_layer
 
 } // namespace keepsight
