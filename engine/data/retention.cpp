@@ -12,7 +12,34 @@ std::string where(const KeepRecord& record) {
            std::to_string(record.head.value);
 }
 
+// Does nobody else hold it? Then whoever did, perhaps in another thread, has read it for the last time: the count alone would not order
+// their reads before our writes, a hold of our own that comes and goes does.
+template <class Row>
+bool isOurs(const std::shared_ptr<Row>& row) {
+    if (row.use_count() != 1) return false;
+    std::shared_ptr<Row>(row).reset();
+    return true;
+}
+
 } // namespace
+
+void Retention::reach(std::size_t size) {
+    const std::size_t rows = static_cast<std::size_t>(m_layers) * static_cast<std::size_t>(m_heads);
+    if (m_evicted.size() != rows) m_evicted.assign(rows, std::make_shared<Row>());
+    if (m_evicted.empty() || m_evicted.front()->size() >= size) return;
+    size += size / 2;
+    std::shared_ptr<Row> before, longer; // of neighbours that are one row
+    for (auto& row : m_evicted) {
+        if (row != before) {
+            before = row;
+            longer = std::make_shared<Row>();
+            longer->reserve(size);
+            *longer = *row;
+            longer->resize(size, NeverEvicted);
+        }
+        row = longer;
+    }
+}
 
 void Retention::append(Step step, int count) {
     if (count < 0)
@@ -20,11 +47,9 @@ void Retention::append(Step step, int count) {
                           " positions; expected 0 or more");
     if (!m_born.empty() && step.value < m_born.back())
         throw EngineError("retention: step " + std::to_string(step.value) + " comes after step " + std::to_string(m_born.back()));
-    m_evicted.resize(static_cast<std::size_t>(m_layers) * static_cast<std::size_t>(m_heads));
     const std::size_t size = m_born.size() + static_cast<std::size_t>(count);
+    reach(size);
     m_born.resize(size, step.value);
-    for (auto& row : m_evicted)
-        row.resize(size, NeverEvicted);
 }
 
 void Retention::evict(const KeepRecord& record) {
@@ -33,8 +58,9 @@ void Retention::evict(const KeepRecord& record) {
                           std::to_string(m_heads) + " KV heads");
     if (record.evicted.empty()) return;
     if (m_evicted.empty()) throw EngineError("retention: " + where(record) + " evicts before any position was appended");
-    auto& row = m_evicted[static_cast<std::size_t>(record.layer.value) * static_cast<std::size_t>(m_heads) +
-                          static_cast<std::size_t>(record.head.value)];
+    auto& shared = m_evicted[static_cast<std::size_t>(record.layer.value) * static_cast<std::size_t>(m_heads) +
+                             static_cast<std::size_t>(record.head.value)];
+    const Row& row = *shared;
     // Everything is checked before anything changes, so that a refused record leaves the sets as they were.
     Position before = -1;
     for (const Position p : record.evicted) {
@@ -52,8 +78,9 @@ void Retention::evict(const KeepRecord& record) {
                               ", which was appended later, at step " + std::to_string(m_born[at]));
         before = p;
     }
+    if (!isOurs(shared)) shared = std::make_shared<Row>(*shared);
     for (const Position p : record.evicted)
-        row[static_cast<std::size_t>(p)] = record.step.value;
+        (*shared)[static_cast<std::size_t>(p)] = record.step.value;
 }
 
 Position Retention::positionsAt(Step step) const {
@@ -65,7 +92,8 @@ std::span<const std::int32_t> Retention::evictedAt(LayerIndex layer, HeadIndex h
         throw EngineError("retention: layer " + std::to_string(layer.value) + ", head " + std::to_string(head.value) +
                           " is outside the model's " + std::to_string(m_layers) + " layers × " + std::to_string(m_heads) + " KV heads");
     if (m_evicted.empty()) return {};
-    return m_evicted[static_cast<std::size_t>(layer.value) * static_cast<std::size_t>(m_heads) + static_cast<std::size_t>(head.value)];
+    const Row& row = *m_evicted[static_cast<std::size_t>(layer.value) * static_cast<std::size_t>(m_heads) + static_cast<std::size_t>(head.value)];
+    return std::span(row).first(m_born.size());
 }
 
 bool Retention::holds(Step step, LayerIndex layer, HeadIndex head, Position position) const {
@@ -101,7 +129,7 @@ int Retention::holdersAt(Step step, Position position) const {
     if (position < 0 || position >= positionsAt(step)) return 0;
     int holders = 0;
     for (const auto& row : m_evicted)
-        holders += row[static_cast<std::size_t>(position)] > step.value;
+        holders += (*row)[static_cast<std::size_t>(position)] > step.value;
     return holders;
 }
 
@@ -110,7 +138,7 @@ std::vector<std::int32_t> Retention::holdersAt(Step step) const {
     std::vector<std::int32_t> holders(n, 0);
     for (const auto& row : m_evicted)
         for (std::size_t i = 0; i < n; ++i)
-            holders[i] += row[i] > step.value;
+            holders[i] += (*row)[i] > step.value;
     return holders;
 }
 

@@ -88,7 +88,7 @@ struct Measurement {
     void set(std::string name, Value value);                                    // replaces or appends
 };
 
-// Which of the positions appended so far each layer and KV head still holds.
+// Which of the positions appended so far each layer and KV head still holds. A copy is cheap, and independent of the original.
 class Retention {
 public:
     Retention() = default;
@@ -110,9 +110,14 @@ public:
     std::span<const std::int32_t> bornAt() const { return m_born; }
 
 private:
+    // Rows are shared by copies until one of them evicts: a snapshot of a running trace costs what has changed since the one before.
+    // Beyond positions() they are filled with NeverEvicted as far as they reach, so that most appends touch none of them.
+    using Row = std::vector<std::int32_t>;            // [reach ≥ positions]
+    void reach(std::size_t size);
+
     int m_layers = 0, m_heads = 0;
     std::vector<std::int32_t> m_born;                 // [positions]
-    std::vector<std::vector<std::int32_t>> m_evicted; // [layers × heads][positions]
+    std::vector<std::shared_ptr<Row>> m_evicted;      // [layers × heads]; those that evicted nothing yet are one
 };
 
 struct Lane {
