@@ -66,6 +66,37 @@ private Q_SLOTS:
             }
     }
 
+    void reducedGridsDrawTheSamePicture_data() {
+        QTest::addColumn<QSize>("pixels");
+        QTest::newRow("fewer pixels than cells") << QSize(31, 7);
+        QTest::newRow("odd") << QSize(53, 3);
+        QTest::newRow("fewer across") << QSize(17, 200);
+        QTest::newRow("fewer down") << QSize(300, 5);
+        QTest::newRow("one for each") << QSize(80, 22);
+        QTest::newRow("more") << QSize(333, 111);
+        QTest::newRow("one") << QSize(1, 1);
+    }
+    void reducedGridsDrawTheSamePicture() {
+        QFETCH(QSize, pixels);
+        const RetainedModel model(buildTrace(), LaneIndex{1});
+        const CellStyle style;
+        const ColorScale scale(ColorMap::viridis, 0, 1);
+        const auto draw = [&](const CellGrid& grid) { return renderCells(grid, pixels, 1, scale, style); };
+        for (const int step : {0, 1, 2, 9, 21})
+            for (int head = 0; head < 3; ++head) {
+                const CellGrid reduced = model.overview(Step{step}, HeadIndex{head}, pixels);
+                QVERIFY(reduced.rows <= pixels.height() && reduced.cols <= pixels.width());
+                QCOMPARE(draw(reduced), draw(model.overview(Step{step}, HeadIndex{head})));
+            }
+        for (int layer = 0; layer < 4; ++layer)
+            for (int head = 0; head < 3; ++head) {
+                const CellGrid reduced = model.history(LayerIndex{layer}, HeadIndex{head}, pixels);
+                QVERIFY(reduced.rows <= pixels.height() && reduced.cols <= pixels.width());
+                QCOMPARE(draw(reduced), draw(model.history(LayerIndex{layer}, HeadIndex{head})));
+            }
+        QCOMPARE(model.overview(Step{5}, HeadIndex{9}, pixels).rows, std::min(4, pixels.height())); // of a head that is not there: blank
+    }
+
     void aClickMovesTheFocus() {
         RetainedView view;
         FocusModel focus;

@@ -31,7 +31,11 @@ void PlotView::setTrace(std::shared_ptr<const Trace> trace) {
 
 void PlotView::follow(FocusModel& focus) {
     m_focusModel = &focus;
-    connect(&focus, &FocusModel::changed, this, &PlotView::focusChanged);
+    // A run moves the focus on to steps that this view's trace does not have yet: then nothing changes until the trace comes.
+    connect(&focus, &FocusModel::changed, this, [this](const Focus& to, const Focus& from) {
+        const Focus now = clampFocus(to, m_trace.get()), before = clampFocus(from, m_trace.get());
+        if (now != before) focusChanged(now, before);
+    });
     invalidate();
 }
 

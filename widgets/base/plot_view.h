@@ -36,7 +36,7 @@ protected:
     virtual QString emptyText() const = 0; // "": there is something to draw
     virtual void rebuild(QPainter& painter, const QSizeF& size) = 0;
     virtual void paintOverlay(QPainter&) {}                           // focus marks; cheap
-    virtual void focusChanged(const Focus& now, const Focus& before); // default: invalidate()
+    virtual void focusChanged(const Focus& now, const Focus& before); // both clamped, and different; default: invalidate()
     virtual void traceChanged() {}                                    // before the next rebuild
     virtual QString toolTipAt(const QPointF&) const { return {}; }
 

@@ -17,6 +17,7 @@
 #include <QToolTip>
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace keepsight {
 namespace {
@@ -34,6 +35,30 @@ QCPScatterStyle markerStyle(LaneIndex lane, const QColor& color) {
     constexpr std::array Shapes{QCPScatterStyle::ssDisc, QCPScatterStyle::ssSquare, QCPScatterStyle::ssTriangle, QCPScatterStyle::ssDiamond};
     return QCPScatterStyle(Shapes[static_cast<std::size_t>(laneMarker(lane))], QPen(color), QBrush(color), 6);
 }
+
+// A line in pieces: stroked as one shape, a curve of some hundred points takes the rasteriser ten times as long.
+class PiecewiseGraph : public QCPGraph {
+public:
+    using QCPGraph::QCPGraph;
+
+protected:
+    void drawLinePlot(QCPPainter* painter, const QVector<QPointF>& points) const override {
+        constexpr int Piece = 16;
+        QPen pen = painter->pen();
+        if (points.size() <= Piece || pen.widthF() <= 1) return QCPGraph::drawLinePlot(painter, points);
+        const bool dashed = pen.style() == Qt::CustomDashLine;
+        if (!dashed) pen.setCapStyle(Qt::RoundCap); // between the pieces what the join is within them
+        double length = pen.dashOffset() * pen.widthF();
+        for (qsizetype begin = 0; begin + 1 < points.size(); begin += Piece - 1) {
+            const QVector<QPointF> piece = points.mid(begin, Piece);
+            if (dashed) pen.setDashOffset(length / pen.widthF()); // goes on where the last piece ended
+            painter->setPen(pen);
+            drawPolyline(painter, piece);
+            for (qsizetype i = 1; dashed && i < piece.size(); ++i)
+                length += std::hypot(piece[i].x() - piece[i - 1].x(), piece[i].y() - piece[i - 1].y());
+        }
+    }
+};
 
 QColor mix(const QColor& a, const QColor& b, double t) {
     const auto at = [t](float x, float y) { return static_cast<float>(x * (1 - t) + y * t); };
@@ -80,6 +105,7 @@ void CurvesView::makePlots() {
         bottom->setTickLabels(i == Memory);
         bottom->ticker()->setTickStepStrategy(QCPAxisTicker::tssReadability);
         auto* cursor = new QCPItemStraightLine(m_plot);
+        cursor->setLayer(QStringLiteral("overlay")); // drawn apart: it moves more often than the curves change
         cursor->setClipAxisRect(rect);
         for (QCPItemPosition* point : {cursor->point1, cursor->point2}) {
             point->setAxisRect(rect);
@@ -162,7 +188,7 @@ void CurvesView::makeGraphs() {
         Graphs& graphs = m_graphs[i];
         const auto add = [this](int plot) {
             QCPAxisRect* rect = m_rects[static_cast<std::size_t>(plot)];
-            return m_plot->addGraph(rect->axis(QCPAxis::atBottom), rect->axis(QCPAxis::atLeft));
+            return new PiecewiseGraph(rect->axis(QCPAxis::atBottom), rect->axis(QCPAxis::atLeft)); // the plot's from now on
         };
         graphs.raw = add(Tpot);
         graphs.raw->setLayer(QStringLiteral("raw"));
@@ -254,7 +280,7 @@ void CurvesView::scaleValues() {
             axis->setRange(std::max(0.0, low - room), high + room);
         }
     }
-    m_plot->replot(QCustomPlot::rpQueuedReplot);
+    replot();
 }
 
 void CurvesView::applyPalette() {
@@ -304,7 +330,7 @@ void CurvesView::applyPalette() {
             graph->setScatterStyle(markerStyle(lane, color));
         }
     }
-    m_plot->replot(QCustomPlot::rpQueuedReplot);
+    replot();
 }
 
 // As many entries side by side as fit.
@@ -340,17 +366,29 @@ void CurvesView::contextMenuEvent(QContextMenuEvent* event) {
     menu.exec(event->globalPos());
 }
 
+void CurvesView::replot() {
+    if (m_plot->isVisible())
+        m_plot->replot(QCustomPlot::rpQueuedReplot);
+    else
+        m_behind = true;
+}
+
 void CurvesView::moveCursor() {
     const bool visible = m_focus && !m_model.isEmpty();
     const int step = m_focus ? m_focus->focus().step.value : 0;
     const double x = m_model.xOf(step);
+    if (visible) m_plot->setAccessibleDescription(readout(step));
+    QCPItemStraightLine* first = m_cursors.front();
+    if (first->visible() == visible && first->point1->coords().x() == x) return;
     for (QCPItemStraightLine* cursor : m_cursors) {
         cursor->setVisible(visible);
         cursor->point1->setCoords(x, 0);
         cursor->point2->setCoords(x, 1);
     }
-    if (visible) m_plot->setAccessibleDescription(readout(step));
-    m_plot->replot(QCustomPlot::rpQueuedReplot);
+    if (m_plot->isVisible())
+        m_plot->layer(QStringLiteral("overlay"))->replot();
+    else
+        m_behind = true;
 }
 
 int CurvesView::plotAt(const QPointF& at) const {
@@ -381,6 +419,9 @@ QString CurvesView::readout(int step) const {
 bool CurvesView::eventFilter(QObject* object, QEvent* event) {
     if (object != m_plot) return TraceView::eventFilter(object, event);
     switch (event->type()) {
+    case QEvent::Paint:
+        if (std::exchange(m_behind, false)) m_plot->replot(QCustomPlot::rpQueuedRefresh);
+        break;
     case QEvent::MouseButtonPress: {
         const auto* mouse = static_cast<QMouseEvent*>(event);
         if (const int plot = plotAt(mouse->position()); plot >= 0) m_active = plot;

@@ -48,6 +48,7 @@ private:
     void applyPalette();
     void wrapLegend();
     void moveCursor();
+    void replot(); // soon; while hidden: when it is shown again
     void seek(double pixelX);
     QString readout(int step) const;
     int plotAt(const QPointF& at) const;
@@ -62,7 +63,7 @@ private:
     std::array<QCPItemStraightLine*, Plots> m_cursors{};
     std::vector<Graphs> m_graphs; // per lane
     int m_active = Perplexity;
-    bool m_zoomed = false, m_linking = false, m_seeking = false;
+    bool m_zoomed = false, m_linking = false, m_seeking = false, m_behind = false;
 };
 
 } // namespace keepsight

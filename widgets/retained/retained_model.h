@@ -19,6 +19,10 @@ public:
 
     CellGrid overview(Step step, HeadIndex head) const;       // [layers, positions]
     CellGrid history(LayerIndex layer, HeadIndex head) const; // [steps, positions]
+    // The same for a picture of that many pixels, from which renderCells() draws exactly the same: cells that would share a pixel are one
+    // already, so that a long run costs no more than its positions and the pixels.
+    CellGrid overview(Step step, HeadIndex head, const QSize& pixels) const;
+    CellGrid history(LayerIndex layer, HeadIndex head, const QSize& pixels) const;
     int keptCount(Step step, LayerIndex layer, HeadIndex head) const;
     int seen(Step step) const;                                                // positions appended up to and including step
     int evictedAt(LayerIndex layer, HeadIndex head, Position position) const; // NeverEvicted while held, or never seen

@@ -73,9 +73,10 @@ void RetainedView::rebuild(QPainter& painter, const QSizeF& size) {
     const Focus f = focus();
     const AxisRange layers{-0.5, m_model.layers() - 0.5, false, true}, positions{0, static_cast<double>(m_model.positions()), false, true};
     const double title = textHeight(style) * 1.3;
+    const qreal ratio = devicePixelRatioF();
+    const auto pixels = [ratio](const QRectF& panel) { return (panel.size() * ratio).toSize(); };
     const auto draw = [&](const QRectF& panel, const CellGrid& grid) {
-        const qreal ratio = devicePixelRatioF();
-        QImage image = renderCells(grid, (panel.size() * ratio).toSize(), ratio, scale, cells);
+        QImage image = renderCells(grid, pixels(panel), ratio, scale, cells);
         image.setDevicePixelRatio(ratio);
         painter.drawImage(panel.topLeft(), image);
         painter.setPen(QPen(style.grid.darker(130), 1));
@@ -88,7 +89,7 @@ void RetainedView::rebuild(QPainter& painter, const QSizeF& size) {
         const bool focused = head == f.head.value;
         paintText(painter, QRectF(panel.left(), panel.top() - title, panel.width(), title), Qt::AlignHCenter | Qt::AlignVCenter,
                   tr("head %1").arg(head), style, focused ? style.ink : style.faint, focused);
-        draw(panel, m_model.overview(f.step, HeadIndex{head}));
+        draw(panel, m_model.overview(f.step, HeadIndex{head}, pixels(panel)));
         if (panel.left() == m_panels.front().left()) paintLeftAxis(painter, panel, layers, tr("layer"), style, true);
         if (panel.top() == m_panels.back().top()) paintBottomAxis(painter, panel, positions, QString(), style);
     }
@@ -102,7 +103,7 @@ void RetainedView::rebuild(QPainter& painter, const QSizeF& size) {
                   .arg(m_model.seen(f.step))
                   .arg(f.step.value),
               style, style.ink);
-    draw(m_detail, m_model.history(f.layer, f.head));
+    draw(m_detail, m_model.history(f.layer, f.head, pixels(m_detail)));
     paintLeftAxis(painter, m_detail, {-0.5, m_model.steps() - 0.5, false, true}, tr("step"), style, true);
     paintBottomAxis(painter, m_detail, positions, tr("position"), style);
 }

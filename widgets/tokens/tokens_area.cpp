@@ -41,8 +41,15 @@ void TokensArea::setHolding(const Focus& focus, HoldingScope scope) {
 
 void TokensArea::setLines(std::size_t kept) {
     const QFontMetricsF metrics(font(), this);
-    m_layout.update(m_model.clusters(), kept, std::max(40, viewport()->width() - 2 * Margin), std::ceil(metrics.height() * 1.3),
-                    [&](const QString& text) { return metrics.horizontalAdvance(text); });
+    if (m_widthsOf != font()) {
+        m_widths.clear();
+        m_widthsOf = font();
+    }
+    m_layout.update(m_model.clusters(), kept, std::max(40, viewport()->width() - 2 * Margin), std::ceil(metrics.height() * 1.3), [&](const QString& text) {
+        auto known = m_widths.constFind(text);
+        if (known == m_widths.constEnd()) known = m_widths.insert(text, metrics.horizontalAdvance(text));
+        return *known;
+    });
     updateBar();
     viewport()->update();
 }

@@ -4,6 +4,8 @@
 #include "widgets/tokens/tokens_painter.h"
 
 #include <QAbstractScrollArea>
+#include <QFont>
+#include <QHash>
 #include <memory>
 
 namespace keepsight {
@@ -42,6 +44,8 @@ private:
     std::shared_ptr<const Trace> m_trace;
     TokensModel m_model;
     TokensLayout m_layout;
+    QHash<QString, double> m_widths; // measured before: a long text says the same words again and again
+    QFont m_widthsOf;
     Focus m_focus;
     Position m_position = -1;
 };

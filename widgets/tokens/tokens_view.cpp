@@ -1,6 +1,7 @@
 #include "widgets/tokens/tokens_view.h"
 
 #include "widgets/base/axis.h"
+#include "widgets/base/plot_view.h"
 #include "widgets/base/table_dialog.h"
 #include "widgets/curves/curves_model.h"
 #include "widgets/tokens/tokens_area.h"
@@ -156,7 +157,9 @@ void TokensView::setTrace(std::shared_ptr<const Trace> trace) {
 
 void TokensView::follow(FocusModel& focusModel) {
     m_focus = &focusModel;
-    connect(&focusModel, &FocusModel::changed, this, [this](const Focus& now, const Focus& before) {
+    connect(&focusModel, &FocusModel::changed, this, [this](const Focus& to, const Focus& from) {
+        Focus now = clampFocus(to, m_trace.get()), before = clampFocus(from, m_trace.get()); // steps to come change nothing yet
+        now.position = to.position;
         if (now.lane != before.lane) refreshText();
         else if (now.step != before.step || (scope() != HoldingScope::everything && (now.layer != before.layer || now.head != before.head))) refreshHolding();
         m_area->setPosition(now.position);
