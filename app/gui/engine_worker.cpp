@@ -8,8 +8,11 @@
 #include <QPointer>
 #include <QSet>
 #include <QThread>
+#include <QTimer>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <ctime>
 #include <deque>
 #include <mutex>
 
@@ -28,6 +31,15 @@ struct Work {
     LayerIndex layer;
     HeadIndex head;
 };
+
+// Views show a snapshot bit by bit, in the turns of the event loop after it came: what the thread works until then is counted as its cost.
+constexpr std::chrono::milliseconds ShowingTime{50};
+
+std::int64_t threadCpuNs() {
+    timespec time{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+}
 
 QString sentence(const std::exception& e) { return QString::fromUtf8(e.what()); }
 
@@ -55,7 +67,7 @@ struct EngineWorker::Private {
 
     std::atomic<JobId> lastId{0};
     QSet<JobId> silenced;                  // owner's thread only: cancelled ids, whose late results are dropped
-    std::atomic<bool> snapshotSeen{true};  // the owner has taken the last snapshot
+    std::atomic<std::int64_t> showingNs{0}; // what the owner's thread has worked to show the last snapshot; negative: it is at it
 
     // Runs in the thread of the worker object; nothing is delivered once it is being destroyed.
     template <class Call>
@@ -290,16 +302,21 @@ TracePtr EngineWorker::Private::execute(const std::shared_ptr<Work>& work, Outco
     const auto warn = [this](const std::string& text) {
         post([this, text = QString::fromStdString(text)] { Q_EMIT q->warned(text); });
     };
-    snapshotSeen = true;
+    showingNs = 0;
     RunRecorder recorder(
         [this, id](TracePtr snapshot) {
-            snapshotSeen = false;
+            showingNs = -1;
             post([this, id, snapshot] {
-                snapshotSeen = true;
+                const std::int64_t before = threadCpuNs();
                 if (!silenced.contains(id)) Q_EMIT q->traceUpdated(id, snapshot);
+                QTimer::singleShot(ShowingTime, q, [this, before] { showingNs = threadCpuNs() - before; });
             });
         },
-        [this] { return snapshotSeen.load(); }, path.empty() ? nullptr : std::make_unique<RecoverySink>(path, warn));
+        [this]() -> std::optional<RunRecorder::Clock::duration> {
+            const std::int64_t ns = showingNs;
+            return ns < 0 ? std::nullopt : std::optional<RunRecorder::Clock::duration>(std::chrono::nanoseconds(ns));
+        },
+        path.empty() ? nullptr : std::make_unique<RecoverySink>(path, warn));
     live = &recorder;
     outcome = engine->run(work->job, recorder, stop, report);
     return recorder.result();

@@ -40,7 +40,7 @@ public:
 Q_SIGNALS:
     void started(keepsight::JobId id, const QString& tag);
     void progressed(keepsight::JobId id, const keepsight::Progress& progress); // at most 20 a second
-    void traceUpdated(keepsight::JobId id, const keepsight::TracePtr& trace);  // at most 15 a second
+    void traceUpdated(keepsight::JobId id, const keepsight::TracePtr& trace);  // at most 15 a second, fewer where copying and showing them takes long
     void finished(keepsight::JobId id, keepsight::Outcome outcome, const keepsight::TracePtr& trace);
     void failed(keepsight::JobId id, const QString& reason);
     void modelOpened(const keepsight::ModelInfo& model);

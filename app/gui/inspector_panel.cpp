@@ -177,7 +177,9 @@ void InspectorPanel::setTrace(std::shared_ptr<const Trace> trace) {
 void InspectorPanel::follow(FocusModel& focus) {
     m_focus = &focus;
     m_map->focus = &focus;
-    connect(&focus, &FocusModel::changed, this, &InspectorPanel::later);
+    connect(&focus, &FocusModel::changed, this, [this](const Focus& now, const Focus& before) {
+        if (clampFocus(now, m_trace.get()) != clampFocus(before, m_trace.get())) later();
+    });
 }
 
 void InspectorPanel::showEvent(QShowEvent* event) {

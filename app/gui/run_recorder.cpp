@@ -13,8 +13,8 @@ RecoverySink::RecoverySink(const std::filesystem::path& path, std::function<void
     }
 }
 
-RunRecorder::RunRecorder(Publish publish, Ready ready, std::unique_ptr<TraceSink> alsoTo)
-    : m_alsoTo(std::move(alsoTo)), m_publish(std::move(publish)), m_ready(std::move(ready)) {}
+RunRecorder::RunRecorder(Publish publish, Shown shown, std::unique_ptr<TraceSink> alsoTo)
+    : m_alsoTo(std::move(alsoTo)), m_publish(std::move(publish)), m_shown(std::move(shown)) {}
 
 void RunRecorder::begin(const Trace& header) {
     m_memory.begin(header);
@@ -62,11 +62,14 @@ void RunRecorder::end(Outcome outcome, const std::string& failure) {
 
 void RunRecorder::tick() {
     const auto now = Clock::now();
-    if (!m_begun || now < m_next || !m_ready()) return;
+    if (!m_begun || now < m_published + LeastInterval) return;
+    if (m_published != Clock::time_point{}) {
+        const auto showing = m_shown();
+        if (!showing || now < m_published + CostShare * (m_copying + *showing)) return;
+    }
     auto snapshot = m_memory.snapshot();
-    const auto cost = Clock::now() - now;
-    // Copying a long trace takes time: never more than a tenth of the run's.
-    m_next = Clock::now() + std::max<Clock::duration>(std::chrono::milliseconds(66), 10 * cost);
+    m_published = Clock::now();
+    m_copying = m_published - now;
     m_publish(std::move(snapshot));
 }
 

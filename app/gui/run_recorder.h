@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <string>
 
 namespace keepsight {
@@ -38,11 +39,16 @@ private:
     std::function<void(const std::string&)> m_warn;
 };
 
+// Snapshots are taken as often as they are cheap: copying one and showing it use the processors the run is using, and together they
+// get no more than CostShare of its time.
 class RunRecorder final : public TraceSink {
 public:
+    using Clock = std::chrono::steady_clock;
     using Publish = std::function<void(std::shared_ptr<const Trace>)>; // called in the engine's thread
-    using Ready = std::function<bool()>;                               // false: the last snapshot was not looked at yet
-    RunRecorder(Publish publish, Ready ready, std::unique_ptr<TraceSink> alsoTo);
+    using Shown = std::function<std::optional<Clock::duration>()>;     // what showing the last snapshot cost; nullopt: it is not shown yet
+    static constexpr int CostShare = 20;                               // one part in
+    static constexpr auto LeastInterval = std::chrono::milliseconds(66);
+    RunRecorder(Publish publish, Shown shown, std::unique_ptr<TraceSink> alsoTo);
 
     void begin(const Trace& header) override;
     void add(LaneIndex lane, const TokenRecord& token) override;
@@ -57,12 +63,12 @@ public:
     std::shared_ptr<const Trace> result() const { return m_begun ? m_memory.snapshot() : nullptr; }
 
 private:
-    using Clock = std::chrono::steady_clock;
     MemoryTrace m_memory;
     std::unique_ptr<TraceSink> m_alsoTo;
     Publish m_publish;
-    Ready m_ready;
-    Clock::time_point m_next{};
+    Shown m_shown;
+    Clock::time_point m_published{}; // the last one
+    Clock::duration m_copying{};     // took this long
     bool m_begun = false;
 };
 
