@@ -5,6 +5,7 @@
 #include "kernels/entries.h"
 #include "kernels/linear.h"
 #include "kernels/pointwise.h"
+#include "kernels/quant.h"
 
 #include <string_view>
 
@@ -20,6 +21,7 @@ struct CpuKernels {
     void (*rope)(const RopeArgs&);
     void (*moveEntries)(const MoveEntriesArgs&);
     void (*appendEntries)(const AppendEntriesArgs&);
+    void (*dequantizeEntries)(const DequantizeEntriesArgs&);
 };
 
 const CpuKernels& cpuKernels();            // best for this processor, or what useCpuKernels chose

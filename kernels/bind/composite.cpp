@@ -175,6 +175,7 @@ void registerComposite(torch::Library& library) {
     add("gather_entries", gatherEntriesComposite);
     add("compact_entries", compactEntriesComposite);
     add("append_entries", appendEntriesComposite);
+    registerQuantComposite(library);
 }
 
 } // namespace keepsight::ops

@@ -290,6 +290,7 @@ void registerCpu(torch::Library& library) {
     add("gather_entries", gatherEntriesCpu);
     add("compact_entries", compactEntriesCpu);
     add("append_entries", appendEntriesCpu);
+    registerQuantCpu(library);
 }
 
 } // namespace keepsight::ops

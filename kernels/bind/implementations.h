@@ -11,4 +11,10 @@ void defineOperators(torch::Library& library);   // the schemas
 void registerCpu(torch::Library& library);       // key CPU: kernels/cpu
 void registerComposite(torch::Library& library); // key CompositeExplicitAutograd: ATen calls, right on any device
 
+void registerOutputChange(torch::Library& library); // output_change.cpp: the same key
+
+void defineQuantOperators(torch::Library& library); // the three above call these for quant.cpp
+void registerQuantCpu(torch::Library& library);
+void registerQuantComposite(torch::Library& library);
+
 } // namespace keepsight::ops

@@ -10,6 +10,7 @@ TORCH_LIBRARY(keepsight, m) {
     keepsight::ops::defineOperators(m);
     keepsight::ops::registerCpu(m);
     keepsight::ops::registerComposite(m);
+    keepsight::ops::registerOutputChange(m);
 }
 
 namespace keepsight::ops {
@@ -71,9 +72,11 @@ void defineOperators(torch::Library& m) {
     m.def("attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor lengths, Tensor query_positions, float scale, "
           "Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, int row_bin, int col_bin) -> Tensor");
     m.def("attention_rows(Tensor queries, Tensor k, Tensor positions, Tensor lengths, Tensor query_positions, float scale) -> Tensor");
+    m.def("output_change(Tensor queries, Tensor k, Tensor v, Tensor positions, Tensor lengths, Tensor query_positions, float scale, int kind) -> Tensor");
     m.def("gather_entries(Tensor src, Tensor index, Tensor counts, int capacity) -> Tensor");
     m.def("compact_entries(Tensor(a!) x, Tensor index, Tensor counts) -> ()");
     m.def("append_entries(Tensor(a!) dst, Tensor src, Tensor lengths) -> ()");
+    defineQuantOperators(m);
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t inFeatures, const OptionalTensor& bias) {
@@ -186,6 +189,17 @@ at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const 
         handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
             "keepsight::attention_rows");
     return op.call(queries, k, positions, lengths, queryPositions, scale);
+}
+
+at::Tensor output_change(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
+                         const at::Tensor& queryPositions, double scale, OutputChange kind) {
+    checkEntries("output_change", queries, k, positions, lengths, queryPositions);
+    checkShape("output_change", "values", v, {k.size(0), k.size(1), k.size(2)});
+    checkType("output_change", "values", v, queries.scalar_type());
+    checkSameDevice("output_change", "values", v, queries);
+    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                             const at::Tensor&, double, int64_t)>("keepsight::output_change");
+    return op.call(queries, k, v, positions, lengths, queryPositions, scale, static_cast<int64_t>(kind));
 }
 
 at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const at::Tensor& counts, int64_t capacity) {

@@ -41,6 +41,13 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
                           const at::Tensor& queryPositions, double scale);
 
+// How much the attention output would change without an entry, summed over the S queries: [Hq, C] fp32, 0 where not visible. With a the weight,
+// s the scaled logit, v the value, o the row's output: value Σ a²‖v‖² · key Σ (a·s)²‖v − o‖² · joint Σ ‖a·v + a·s·(v − o)‖² ·
+// independent value + key. Arguments as for attention(); computed in blocks of rows.
+enum class OutputChange : int64_t { value, key, joint, independent };
+at::Tensor output_change(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
+                         const at::Tensor& queryPositions, double scale, OutputChange kind);
+
 // The first counts[h] entries of out[h] become src[h, index[h, i]]; src [H, C, ...], index [H, M] int32 ascending, counts [H] int32
 // → [H, capacity, ...], rest zero. Any dtype.
 at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const at::Tensor& counts, int64_t capacity);
@@ -48,6 +55,17 @@ at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const 
 void compact_entries(at::Tensor& x, const at::Tensor& index, const at::Tensor& counts);
 // Writes src [H, S, ...] behind the first lengths[h] entries of dst [H, C, ...].
 void append_entries(at::Tensor& dst, const at::Tensor& src, const at::Tensor& lengths);
+
+// Entries stored as codes of 2, 3, 4 or 8 bits, written to rows [offsets[h], offsets[h] + counts[h]) of out[h]: x̃ = level(code) · scale + zero.
+// out [H, C, D] · codes [H, N, packedBytes(D)] as pack_codes makes them · scale, zero [H, R, n] fp16, D/n neighbours share one · ends [H, G ≤ R]
+// int32 ascending: row r of scale and zero is for entries before ends[h, r], the last row for all that follow; without ends row i is for entry i ·
+// levels [2^bits] fp32: what a code stands for (without: its number).
+void dequantize_entries(at::Tensor& out, const at::Tensor& codes, int64_t bits, const at::Tensor& scale, const at::Tensor& zero,
+                        const std::optional<at::Tensor>& ends, const std::optional<at::Tensor>& levels, at::IntArrayRef counts,
+                        at::IntArrayRef offsets);
+// The last dimension of uint8 codes into bytes and back; layout in kernels/quant.h.
+at::Tensor pack_codes(const at::Tensor& codes, int64_t bits);
+at::Tensor unpack_codes(const at::Tensor& packed, int64_t bits, int64_t dim);
 
 // Loads libkeepsight_cuda.so from beside the program once; false (and why) if there is no driver, no plug-in or it does not load.
 bool loadCuda(std::string* why = nullptr);

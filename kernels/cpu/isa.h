@@ -16,5 +16,6 @@ void siluMul(const SiluMulArgs& args);
 void rope(const RopeArgs& args);
 void moveEntries(const MoveEntriesArgs& args);
 void appendEntries(const AppendEntriesArgs& args);
+void dequantizeEntries(const DequantizeEntriesArgs& args);
 
 } // namespace keepsight::KEEPSIGHT_ISA

@@ -1,0 +1,164 @@
+// Entries stored as codes: schema, checks, the CPU binding and the ATen form.
+#include "kernels/quant.h"
+
+#include "kernels/bind/checks.h"
+#include "kernels/bind/implementations.h"
+#include "kernels/cpu_kernels.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <algorithm>
+
+namespace keepsight::ops {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+void checkBits(const char* op, int64_t bits) {
+    if (bits != 2 && bits != 3 && bits != 4 && bits != 8) refuse(op, "bits", "2, 3, 4 or 8", std::to_string(bits));
+}
+
+// b ∈ {1, 2, 4, 8}: [..., dim] uint8 → [..., planeBytes].
+at::Tensor packPlanes(const at::Tensor& codes, int64_t bits) {
+    const int64_t dim = codes.size(-1), planes = 8 / bits, bytes = planeBytes(dim, static_cast<int>(bits));
+    if (planes == 1) return codes.contiguous();
+    const at::Tensor padded = planes * bytes == dim ? codes : at::constant_pad_nd(codes, {0, planes * bytes - dim});
+    at::Tensor out = padded.narrow(-1, 0, bytes).clone();
+    for (int64_t p = 1; p < planes; ++p)
+        out.bitwise_or_(padded.narrow(-1, p * bytes, bytes).bitwise_left_shift(p * bits));
+    return out;
+}
+
+at::Tensor unpackPlanes(const at::Tensor& packed, int64_t bits, int64_t dim) {
+    if (bits == 8) return packed;
+    std::vector<at::Tensor> planes;
+    for (int64_t p = 0; p < 8 / bits; ++p)
+        planes.push_back(packed.bitwise_right_shift(p * bits).bitwise_and_((1 << bits) - 1));
+    return at::cat(planes, -1).narrow(-1, 0, dim);
+}
+
+void dequantizeEntriesComposite(at::Tensor& out, const at::Tensor& codes, int64_t bits, const at::Tensor& scale, const at::Tensor& zero,
+                                const OptionalTensor& ends, const OptionalTensor& levels, at::IntArrayRef counts, at::IntArrayRef offsets) {
+    const int64_t heads = codes.size(0), dim = out.size(2), most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
+    if (most == 0) return;
+    at::Tensor x = unpack_codes(codes.narrow(1, 0, most), bits, dim);
+    x = levels ? levels->index_select(0, x.reshape({-1}).to(at::kLong)).view(x.sizes()) : x.to(at::kFloat);
+    const auto rowsOf = [&](const at::Tensor& parameters) { // [heads, most, groups, 1] fp32
+        at::Tensor rows = parameters;
+        if (ends) {
+            const at::Tensor entries = at::arange(most, ends->options()).unsqueeze(0).expand({heads, most}).contiguous();
+            const at::Tensor row = at::searchsorted(ends->contiguous(), entries, false, true).clamp_max(ends->size(1) - 1);
+            rows = parameters.gather(1, row.unsqueeze(-1).expand({heads, most, parameters.size(2)}));
+        } else {
+            rows = parameters.narrow(1, 0, most);
+        }
+        return rows.to(at::kFloat).unsqueeze(-1);
+    };
+    x = x.view({heads, most, scale.size(2), dim / scale.size(2)});
+    x = x.mul(rowsOf(scale)).add_(rowsOf(zero)).view({heads, most, dim});
+    for (int64_t h = 0; h < heads; ++h) {
+        const auto i = static_cast<size_t>(h);
+        out.select(0, h).narrow(0, offsets[i], counts[i]).copy_(x.select(0, h).narrow(0, 0, counts[i]));
+    }
+}
+
+void dequantizeEntriesCpu(at::Tensor& out, const at::Tensor& codesIn, int64_t bits, const at::Tensor& scaleIn, const at::Tensor& zeroIn,
+                          const OptionalTensor& ends, const OptionalTensor& levels, at::IntArrayRef counts, at::IntArrayRef offsets) {
+    const bool direct = out.scalar_type() == at::kFloat || out.scalar_type() == at::kBFloat16;
+    if (!direct || !out.is_contiguous())
+        return dequantizeEntriesComposite(out, codesIn, bits, scaleIn, zeroIn, ends, levels, counts, offsets);
+    const at::Tensor codes = codesIn.contiguous(), scale = scaleIn.contiguous(), zero = zeroIn.contiguous();
+    const at::Tensor groupEnds = ends ? ends->contiguous() : at::Tensor(), table = levels ? levels->contiguous() : at::Tensor();
+    DequantizeEntriesArgs args;
+    args.codes = codes.const_data_ptr<uint8_t>(), args.codesHead = codes.stride(0), args.bits = static_cast<int>(bits);
+    args.scale = scale.const_data_ptr(), args.zero = zero.const_data_ptr();
+    args.parametersHead = scale.stride(0), args.groups = scale.size(2);
+    if (ends) args.ends = groupEnds.const_data_ptr<int32_t>(), args.endsHead = groupEnds.size(1);
+    if (levels) args.levels = table.const_data_ptr<float>();
+    args.counts = counts.data(), args.offsets = offsets.data();
+    args.heads = out.size(0), args.dim = out.size(2);
+    args.out = out.data_ptr(), args.outHead = out.stride(0);
+    args.element = out.scalar_type() == at::kFloat ? Element::f32 : Element::bf16;
+    at::get_num_threads(); // threads that did not start torch take its number of threads here
+    cpuKernels().dequantizeEntries(args);
+}
+
+} // namespace
+
+at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
+    checkBits("pack_codes", bits);
+    checkType("pack_codes", "codes", codes, at::kByte);
+    if (bits != 3) return packPlanes(codes, bits);
+    return at::cat({packPlanes(codes.bitwise_and(3), 2), packPlanes(codes.bitwise_right_shift(2), 1)}, -1);
+}
+
+at::Tensor unpack_codes(const at::Tensor& packed, int64_t bits, int64_t dim) {
+    checkBits("unpack_codes", bits);
+    checkType("unpack_codes", "packed codes", packed, at::kByte);
+    const int64_t bytes = packedBytes(dim, static_cast<int>(bits));
+    if (packed.dim() < 1 || packed.size(-1) != bytes)
+        refuse("unpack_codes", "row", std::to_string(bytes) + " bytes", packed.dim() < 1 ? "no row" : std::to_string(packed.size(-1)));
+    if (bits != 3) return unpackPlanes(packed, bits, dim);
+    const int64_t low = planeBytes(dim, 2);
+    return unpackPlanes(packed.narrow(-1, 0, low), 2, dim)
+        .bitwise_or(unpackPlanes(packed.narrow(-1, low, bytes - low), 1, dim).bitwise_left_shift(2));
+}
+
+void dequantize_entries(at::Tensor& out, const at::Tensor& codes, int64_t bits, const at::Tensor& scale, const at::Tensor& zero,
+                        const OptionalTensor& ends, const OptionalTensor& levels, at::IntArrayRef counts, at::IntArrayRef offsets) {
+    constexpr auto op = "dequantize_entries";
+    checkBits(op, bits);
+    checkShape(op, "out", out, {Any, Any, Any});
+    if (!at::isFloatingType(out.scalar_type())) refuse(op, "out", "a floating-point type", c10::toString(out.scalar_type()));
+    const int64_t heads = out.size(0), dim = out.size(2);
+    checkShape(op, "codes", codes, {heads, Any, packedBytes(dim, static_cast<int>(bits))});
+    checkType(op, "codes", codes, at::kByte);
+    checkShape(op, "scale", scale, {heads, Any, Any});
+    checkShape(op, "zero", zero, {heads, scale.size(1), scale.size(2)});
+    if (scale.size(2) == 0 || dim % scale.size(2) != 0)
+        refuse(op, "groups of a row", "a divisor of the head size " + std::to_string(dim), std::to_string(scale.size(2)));
+    for (const at::Tensor* t : {&scale, &zero}) {
+        checkType(op, "scale and zero", *t, at::kHalf);
+        checkSameDevice(op, "scale and zero", *t, out);
+    }
+    checkSameDevice(op, "codes", codes, out);
+    const bool hasEnds = ends && ends->defined(), hasLevels = levels && levels->defined();
+    if (hasEnds) {
+        checkShape(op, "group ends", *ends, {heads, Any});
+        checkType(op, "group ends", *ends, at::kInt);
+        checkSameDevice(op, "group ends", *ends, out);
+    }
+    if (hasLevels) {
+        checkShape(op, "levels", *levels, {1 << bits});
+        checkType(op, "levels", *levels, at::kFloat);
+        checkSameDevice(op, "levels", *levels, out);
+    }
+    if (static_cast<int64_t>(counts.size()) != heads || static_cast<int64_t>(offsets.size()) != heads)
+        refuse(op, "counts and offsets", std::to_string(heads) + " numbers",
+               std::to_string(counts.size()) + " and " + std::to_string(offsets.size()));
+    for (size_t h = 0; h < counts.size(); ++h) {
+        if (counts[h] < 0 || counts[h] > codes.size(1) || offsets[h] < 0 || offsets[h] + counts[h] > out.size(1))
+            refuse(op, "count", "within codes and out",
+                   std::to_string(counts[h]) + " from " + std::to_string(offsets[h]) + " at head " + std::to_string(h));
+        if (counts[h] > 0 && (hasEnds ? ends->size(1) == 0 || ends->size(1) > scale.size(1) : counts[h] > scale.size(1)))
+            refuse(op, "rows of scale", "enough for the entries", std::to_string(scale.size(1)));
+    }
+    static const auto typed = c10::Dispatcher::singleton()
+                                  .findSchemaOrThrow("keepsight::dequantize_entries", "")
+                                  .typed<void(at::Tensor&, const at::Tensor&, int64_t, const at::Tensor&, const at::Tensor&,
+                                              const OptionalTensor&, const OptionalTensor&, at::IntArrayRef, at::IntArrayRef)>();
+    typed.call(out, codes, bits, scale, zero, hasEnds ? ends : OptionalTensor(), hasLevels ? levels : OptionalTensor(), counts, offsets);
+}
+
+void defineQuantOperators(torch::Library& m) {
+    m.def(
+        "dequantize_entries(Tensor(a!) out, Tensor codes, int bits, Tensor scale, Tensor zero, Tensor? ends, Tensor? levels, int[] counts, "
+        "int[] offsets) -> ()");
+}
+void registerQuantCpu(torch::Library& m) { m.impl("dequantize_entries", torch::dispatch(c10::DispatchKey::CPU, dequantizeEntriesCpu)); }
+void registerQuantComposite(torch::Library& m) {
+    m.impl("dequantize_entries", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, dequantizeEntriesComposite));
+}
+
+} // namespace keepsight::ops
