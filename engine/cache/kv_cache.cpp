@@ -52,6 +52,8 @@ at::Tensor forRows(const at::Tensor& perKvHead, std::int64_t rows) {
 
 std::int64_t bytesOf(const CacheLayer& layer) {
     std::int64_t total = 0;
+    for (const StoredSide* side : {layer.storedKeys.get(), layer.storedValues.get()})
+        if (side) total += side->allocatedBytes();
     for (const at::Tensor* t : {&layer.keys, &layer.values, &layer.positions})
         if (t->defined()) total += static_cast<std::int64_t>(t->nbytes());
     for (const auto& [name, t] : layer.memory) total += static_cast<std::int64_t>(t.nbytes());
@@ -70,13 +72,23 @@ Selection Selection::all(const std::vector<std::int32_t>& lengths) {
 }
 
 std::int32_t CacheLayer::maxHeld() const { return held.empty() ? 0 : *std::max_element(held.begin(), held.end()); }
+std::int64_t CacheLayer::total() const { return std::accumulate(held.begin(), held.end(), std::int64_t{0}); }
 
-KvCache::KvCache(const ModelConfig& config, at::ScalarType dtype, at::Device device, RopeMode rope)
-    : m_config(config), m_dtype(dtype), m_device(device), m_rope(rope), m_layers(static_cast<std::size_t>(config.layers)) {
-    for (CacheLayer& layer : m_layers) {
+KvCache::KvCache(const ModelConfig& config, at::ScalarType dtype, at::Device device, RopeMode rope, std::shared_ptr<const Quantizer> quantizer)
+    : m_config(config), m_dtype(dtype), m_device(device), m_rope(rope), m_quantizer(std::move(quantizer)),
+      m_layers(static_cast<std::size_t>(config.layers)) {
+    for (std::size_t i = 0; i < m_layers.size(); ++i) {
+        CacheLayer& layer = m_layers[i];
         const auto options = at::TensorOptions().device(device);
-        layer.keys = at::empty({config.kvHeads, 0, config.headDim}, options.dtype(dtype));
-        layer.values = at::empty({config.kvHeads, 0, config.headDim}, options.dtype(dtype));
+        if (m_quantizer) {
+            const SideShape shape{config.kvHeads, config.headDim, dtype, device};
+            const LayerIndex index{static_cast<std::int32_t>(i)};
+            layer.storedKeys = m_quantizer->make(Side::keys, index, shape);
+            layer.storedValues = m_quantizer->make(Side::values, index, shape);
+        } else {
+            layer.keys = at::empty({config.kvHeads, 0, config.headDim}, options.dtype(dtype));
+            layer.values = at::empty({config.kvHeads, 0, config.headDim}, options.dtype(dtype));
+        }
         layer.positions = at::empty({config.kvHeads, 0}, options.dtype(at::kInt));
         layer.lengths = at::zeros({config.kvHeads}, options.dtype(at::kInt));
         layer.held.assign(static_cast<std::size_t>(config.kvHeads), 0);
@@ -87,8 +99,10 @@ void KvCache::reserve(LayerIndex index, std::int64_t entries) {
     CacheLayer& l = layer(index);
     if (entries <= l.capacity()) return;
     const std::int64_t capacity = roundedCapacity(entries);
-    l.keys = grown(l.keys, capacity);
-    l.values = grown(l.values, capacity);
+    if (!m_quantizer) {
+        l.keys = grown(l.keys, capacity);
+        l.values = grown(l.values, capacity);
+    }
     l.positions = grown(l.positions, capacity);
     for (auto& [name, t] : l.memory) t = grown(t, capacity);
 }
@@ -97,8 +111,13 @@ void KvCache::append(LayerIndex index, const at::Tensor& keys, const at::Tensor&
     CacheLayer& l = layer(index);
     const std::int64_t count = keys.size(1), needed = l.maxHeld() + count;
     if (needed > l.capacity()) reserve(index, needed + needed / 8); // amortised growth
-    ops::append_entries(l.keys, keys, l.lengths);
-    ops::append_entries(l.values, values, l.lengths);
+    if (m_quantizer) {
+        l.storedKeys->append(keys);
+        l.storedValues->append(values);
+    } else {
+        ops::append_entries(l.keys, keys, l.lengths);
+        ops::append_entries(l.values, values, l.lengths);
+    }
     ops::append_entries(l.positions, positions.unsqueeze(0).expand({m_config.kvHeads, count}).contiguous(), l.lengths);
     for (auto& [name, t] : l.memory) // statistics of a new entry start at zero, also in a slot that an evicted one left
         ops::append_entries(t, at::zeros({t.size(0), count}, t.options()), forRows(l.lengths, t.size(0)));
@@ -110,43 +129,78 @@ void KvCache::compact(LayerIndex index, const Selection& selection) {
     CacheLayer& l = layer(index);
     const IndexTensors kept = indexTensors(selection, m_device);
     const std::int64_t tight = roundedCapacity(kept.longest + CapacityStep);
+    if (m_quantizer) {
+        l.storedKeys->keep(selection);
+        l.storedValues->keep(selection);
+    }
     if (tight * 4 <= l.capacity() * 3) { // worth a smaller allocation: eviction must free memory, not only forget
         const std::int64_t before = stats().allocatedBytes;
         const auto move = [&](at::Tensor& t) {
             t = ops::gather_entries(t, forRows(kept.index, t.size(0)), forRows(kept.counts, t.size(0)), tight);
         };
-        move(l.keys);
-        move(l.values);
-        move(l.positions);
+        for (at::Tensor* t : {&l.keys, &l.values, &l.positions})
+            if (t->defined()) move(*t);
         for (auto& [name, t] : l.memory) move(t);
         m_peak = std::max(m_peak, before + bytesOf(l));
     } else {
         const auto move = [&](at::Tensor& t) { ops::compact_entries(t, forRows(kept.index, t.size(0)), forRows(kept.counts, t.size(0))); };
-        move(l.keys);
-        move(l.values);
-        move(l.positions);
+        for (at::Tensor* t : {&l.keys, &l.values, &l.positions})
+            if (t->defined()) move(*t);
         for (auto& [name, t] : l.memory) move(t);
     }
     l.lengths = kept.counts;
     for (std::size_t h = 0; h < l.held.size(); ++h) l.held[h] = static_cast<std::int32_t>(selection.keep[h].size());
 }
 
-KvCache KvCache::branch(const std::vector<Selection>& selections, RopeMode rope, std::int64_t headroom,
-                        const at::Tensor& inverseFrequencies) const {
+void KvCache::settle(LayerIndex index) {
+    if (!m_quantizer) return;
+    layer(index).storedKeys->settle(false);
+    layer(index).storedValues->settle(false);
+}
+
+KvCache::Dense KvCache::plain(LayerIndex index) const {
+    const CacheLayer& l = layer(index);
+    if (!m_quantizer) return {l.keys, l.values};
+    return {l.storedKeys->dense(l.capacity()), l.storedValues->dense(l.capacity())};
+}
+
+KvCache::Dense KvCache::attended(LayerIndex index, const at::Tensor& inverseFrequencies) const {
+    Dense out = plain(index);
+    const CacheLayer& l = layer(index);
+    if (m_rope == RopeMode::cacheRelative) // kept tokens are renumbered 0 … T−1 when they are read
+        out.keys = ops::rope(out.keys, at::arange(l.capacity(), l.positions.options()), inverseFrequencies);
+    else if (plainKeys())
+        out.keys = ops::rope(out.keys, l.positions, inverseFrequencies);
+    return out;
+}
+
+KvCache KvCache::branch(const std::vector<Selection>& selections, RopeMode rope, std::int64_t headroom, const at::Tensor& inverseFrequencies,
+                        std::shared_ptr<const Quantizer> quantizer) const {
     if (m_rope == RopeMode::cacheRelative && rope == RopeMode::original)
         throw EngineError("cache: a branch with rope=original was asked of a prefill stored with rope=cache_relative");
-    KvCache out(m_config, m_dtype, m_device, rope);
+    KvCache out(m_config, m_dtype, m_device, rope, std::move(quantizer));
     for (std::size_t i = 0; i < m_layers.size(); ++i) {
         const CacheLayer& from = m_layers[i];
         CacheLayer& to = out.m_layers[i];
         const IndexTensors kept = indexTensors(selections[i], m_device);
         const std::int64_t capacity = roundedCapacity(kept.longest + headroom);
-        to.keys = ops::gather_entries(from.keys, kept.index, kept.counts, capacity);
-        to.values = ops::gather_entries(from.values, kept.index, kept.counts, capacity);
+        const std::int64_t room = out.m_quantizer ? std::max(kept.longest, 1) : capacity; // packed at once, or where it stays
+        at::Tensor keys = ops::gather_entries(from.keys, kept.index, kept.counts, room);
+        at::Tensor values = ops::gather_entries(from.values, kept.index, kept.counts, room);
         to.positions = ops::gather_entries(from.positions, kept.index, kept.counts, capacity);
-        if (rope != m_rope) to.keys = ops::rope(to.keys, to.positions, inverseFrequencies, -1.0);
+        if (out.plainKeys() && !plainKeys())
+            keys = ops::rope(keys, to.positions.narrow(1, 0, room).contiguous(), inverseFrequencies, -1.0);
         to.lengths = kept.counts;
         for (std::size_t h = 0; h < to.held.size(); ++h) to.held[h] = static_cast<std::int32_t>(selections[i].keep[h].size());
+        if (out.m_quantizer) {
+            to.storedKeys->append(keys, to.held);
+            to.storedValues->append(values, to.held);
+            to.storedKeys->settle(true);
+            to.storedValues->settle(true);
+        } else {
+            to.keys = std::move(keys);
+            to.values = std::move(values);
+        }
     }
     out.m_peak = out.stats().allocatedBytes;
     return out;
@@ -156,7 +210,7 @@ CacheStats KvCache::stats() const {
     CacheStats s;
     const auto perEntry = static_cast<std::int64_t>(m_config.headDim) * 2 * static_cast<std::int64_t>(c10::elementSize(m_dtype));
     for (const CacheLayer& l : m_layers) {
-        for (const std::int32_t n : l.held) s.storedBytes += n * perEntry;
+        s.storedBytes += m_quantizer ? l.storedKeys->storedBytes() + l.storedValues->storedBytes() : l.total() * perEntry;
         s.allocatedBytes += bytesOf(l);
     }
     m_peak = std::max(m_peak, s.allocatedBytes);

@@ -1,0 +1,47 @@
+// Groups of values that share a scale and a zero, stored as codes: c = round((x − zero) / scale), x̃ = c · scale + zero.
+//
+// Scale and zero are rounded to fp16 first and codes are found with the rounded ones, so that |x̃ − x| ≤ scale/2 holds for what is stored;
+// only where rounding moved the range inward can the outermost code be further off, by that rounding. The zero is the group's least value
+// itself, not a code number as in HQQ: the same line, but −min/scale overflows fp16 when a group is nearly constant.
+#pragma once
+
+#include "engine/cache/stored_parts.h"
+
+#include <string>
+
+namespace keepsight {
+
+struct Affine {
+    at::Tensor scale, zero; // fp16
+};
+// From the least and greatest values of groups; leastScale: no finer than that.
+Affine affine(const at::Tensor& low, const at::Tensor& high, int bits, double leastScale);
+// Codes of x, uint8; scale and zero as x or broadcast to it.
+at::Tensor codes(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero, int bits);
+
+struct GroupShape {
+    int bits = 4, group = 64;
+    double leastScale = 0;
+};
+// `group` neighbours of one token and head.
+std::unique_ptr<PackedPart> packedByToken(const SideShape& shape, const GroupShape& groups);
+// `group` consecutive tokens of one head and channel. add() wants multiples of the group. An evicted entry leaves its group smaller; the
+// codes that stay, their scale and zero are never touched.
+std::unique_ptr<PackedPart> packedByChannel(const SideShape& shape, const GroupShape& groups);
+// What HQQ does along axis 0: all numel values of all heads in storage order, and a group is every (numel/group)-th of them, wherever that
+// lands. Nothing can leave or come without other values changing groups: keep() and add() decode and encode everything again.
+std::unique_ptr<PackedPart> packedAcross(const SideShape& shape, const GroupShape& groups);
+// Outliers are stored beside the others as 16-bit numbers with their place; `rest` packs the others with a 0 in their place.
+using OutlierTest = std::function<at::Tensor(const at::Tensor& x)>; // [kvHeads, S, headDim] → bool
+std::unique_ptr<PackedPart> packedBeside(const SideShape& shape, std::unique_ptr<PackedPart> rest, OutlierTest isOutlier);
+
+// Bits of a value in groups, with scale and zero.
+double groupedBits(int headDim, const GroupShape& groups);
+// Empty, or why the groups cannot be made.
+std::string groupRefusal(const std::string& id, int group, int headDim);
+
+// The 16-bit type in which exact values are stored apart from their entry: the model's own, or fp16 if that is wider.
+at::ScalarType exactType(at::ScalarType model);
+at::Tensor exact(const at::Tensor& x, at::ScalarType type); // rounded to it, never to infinity
+
+} // namespace keepsight

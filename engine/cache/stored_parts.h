@@ -1,0 +1,50 @@
+// A stored side in three parts, oldest to newest: exact first entries, codes, and a tail in full precision.
+#pragma once
+
+#include "engine/cache/quantizer.h"
+#include "engine/cache/stored_rows.h"
+
+#include <functional>
+
+namespace keepsight {
+
+// The entries held as codes: what a quantizer's file implements.
+class PackedPart {
+public:
+    virtual ~PackedPart() = default;
+    virtual void add(const at::Tensor& x, const Counts& counts) = 0; // [kvHeads, S, headDim] fp32, the first counts[h] rows of each head
+    virtual void keep(const Kept& kept) = 0;
+    virtual void read(at::Tensor& out, const Counts& offsets) const = 0; // writes entry i of head h to row offsets[h] + i of out
+    virtual const Counts& held() const = 0;
+    virtual std::int64_t storedBytes() const = 0;
+    virtual std::int64_t allocatedBytes() const = 0;
+};
+
+// How many of the tail's oldest rows each head packs now; `tail`: what it holds.
+using ResidualRule = std::function<Counts(const Counts& tail, bool afterPrefill)>;
+
+class StoredParts final : public StoredSide {
+public:
+    // first: entries of each head, the first it is ever given, that are never packed.
+    StoredParts(const SideShape& shape, std::unique_ptr<PackedPart> packed, ResidualRule rule, int first = 0);
+
+    void append(const at::Tensor& x) override;
+    void append(const at::Tensor& x, const std::vector<std::int32_t>& counts) override;
+    void settle(bool afterPrefill) override;
+    void keep(const Selection& selection) override;
+    at::Tensor dense(std::int64_t capacity) const override;
+    std::vector<std::int32_t> packed() const override;
+    std::int64_t storedBytes() const override;
+    std::int64_t allocatedBytes() const override;
+
+private:
+    SideShape m_shape;
+    StoredRows m_first, m_tail;           // one column: [headDim] in the model's type
+    std::unique_ptr<PackedPart> m_packed; // null: nothing is ever packed
+    ResidualRule m_rule;
+    Counts m_room; // [kvHeads] first entries still to come
+};
+
+std::unique_ptr<StoredSide> storedPlain(const SideShape& shape); // nothing is packed
+
+} // namespace keepsight
