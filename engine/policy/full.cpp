@@ -18,7 +18,7 @@ public:
 PolicyEntry full_policy();
 PolicyEntry full_policy() {
     PolicyInfo info{"full", {"baseline", "none"}, PolicyKind::evict, "Keeps every token: the uncompressed baseline.", "", {}, false};
-    return {info, [](const PolicyInfo&, const PolicySpec& spec) -> std::unique_ptr<const Policy> { return std::make_unique<Full>(spec); }};
+    return {info, [](const PolicyInfo& i, const PolicySpec& spec) -> std::unique_ptr<const Policy> { return std::make_unique<Full>(i, spec); }};
 }
 
 } // namespace keepsight

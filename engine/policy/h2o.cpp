@@ -14,34 +14,34 @@ namespace {
 
 class H2o final : public Policy {
 public:
-    H2o(const PolicyInfo& info, const PolicySpec& spec) : Policy(spec) {
+    H2o(const PolicyInfo& info, const PolicySpec& spec) : Policy(info, spec) {
         const Params params(info, spec);
         m_heavy = params.integer("heavy");
         m_recent = params.integer("recent");
         m_full = params.choice("history") == "full";
-        m_agg = params.choice("agg");
-        m_schedule = scheduleOf(params.choice("timing"));
-        m_rope = ropeModeOf(params.choice("rope"));
     }
     Needs needs(std::int64_t prompt) const override {
         Needs n{.columnSums = m_full, .decodeSums = m_schedule.everySteps > 0};
         if (!m_full) n.lastRows = static_cast<int>(std::clamp<std::int64_t>(recentOf(budget(prompt)), 1, prompt));
         return n;
     }
-    Schedule schedule() const override { return m_schedule; }
-    RopeMode rope() const override { return m_rope; }
     int budget(std::int64_t seen) const override { return m_heavy > 0 || m_recent > 0 ? std::max(1, explicitOr(seen)) : Policy::budget(seen); }
-    Plan plan(std::int64_t held, int budget) const override {
-        const int recent = recentOf(budget);
-        return {.keep = budget, .protect = {.sinks = 0, .recent = recent}, .window = static_cast<int>(std::clamp<std::int64_t>(recent, 1, held)), .notice = {}};
-    }
     at::Tensor statistic(const LayerView& view, const Plan& plan, const at::Tensor& columnSums) const override {
-        return m_full ? columnSums : view.lastRows(plan.window).sum(1); // [queryHeads, C]
+        return m_full ? columnSums : view.lastRows(std::min<std::int64_t>(plan.window, view.queries.size(1))).sum(1); // [queryHeads, C]
     }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor& statistic) const override {
         return reduceGroup(statistic, view.config.kvHeads, m_agg);
     }
     std::string scoreKey(const Plan& plan) const override { return m_full ? "" : std::to_string(plan.window); }
+
+protected:
+    Plan plan(const Place& place, int budget) const override {
+        const int recent = recentOf(budget);
+        return {.keep = budget,
+                .protect = {.sinks = 0, .recent = recent},
+                .window = static_cast<int>(std::clamp<std::int64_t>(recent, 1, place.held)),
+                .notice = {}};
+    }
 
 private:
     int recentOf(int budget) const { return m_recent > 0 ? m_recent : (m_heavy > 0 ? std::max(0, budget - m_heavy) : budget / 2); }
@@ -52,9 +52,6 @@ private:
     }
     int m_heavy = 0, m_recent = 0;
     bool m_full = true;
-    std::string m_agg = "mean";
-    Schedule m_schedule;
-    RopeMode m_rope = RopeMode::original;
 };
 
 } // namespace
@@ -66,12 +63,13 @@ PolicyEntry h2o_policy() {
                     PolicyKind::evict,
                     "Keeps the tokens that received most attention so far, and the newest.",
                     "H2O, arXiv:2306.14048",
-                    {{"heavy", ParamInfo::Type::integer, "0", 0, 1 << 24, {}, "tokens", "Heavy hitters kept; 0: half of the budget."},
+                    std::vector<ParamInfo>{{"heavy", ParamInfo::Type::integer, "0", 0, 1 << 24, {}, "tokens", "Heavy hitters kept; 0: half of the budget."},
                      {"recent", ParamInfo::Type::integer, "0", 0, 1 << 24, {}, "tokens", "Newest tokens kept; 0: half of the budget."},
                      {"history", ParamInfo::Type::choice, "full", 0, 0, {"full", "last"}, "", "Prompt queries that count: all of them (the paper), or the last `recent` ones."},
                      aggParam(),
                      timingParam("each_step"),
-                     ropeParam("original")}};
+                     ropeParam("original")} +
+                        sharedParams(Shared::attention)};
     return {info, [](const PolicyInfo& i, const PolicySpec& spec) -> std::unique_ptr<const Policy> { return std::make_unique<H2o>(i, spec); }};
 }
 

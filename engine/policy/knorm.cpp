@@ -12,26 +12,20 @@ namespace {
 
 class KNorm final : public Policy {
 public:
-    KNorm(const PolicyInfo& info, const PolicySpec& spec) : Policy(spec) {
+    KNorm(const PolicyInfo& info, const PolicySpec& spec) : Policy(info, spec) {
         const Params params(info, spec);
         m_low = params.choice("keep") == "low";
         m_skipLayers = params.integer("skip_layers");
-        m_schedule = scheduleOf(params.choice("timing"));
-        m_rope = ropeModeOf(params.choice("rope"));
     }
-    Schedule schedule() const override { return m_schedule; }
-    RopeMode rope() const override { return m_rope; }
     bool skips(LayerIndex layer) const override { return layer.value < m_skipLayers; }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor&) const override {
-        const at::Tensor norm = view.entries.keys.to(at::kFloat).norm(2, -1); // [kvHeads, C]
+        const at::Tensor norm = view.keys.to(at::kFloat).norm(2, -1); // [kvHeads, C]
         return m_low ? -norm : norm;
     }
 
 private:
     bool m_low = true;
     int m_skipLayers = 0;
-    Schedule m_schedule;
-    RopeMode m_rope = RopeMode::original;
 };
 
 } // namespace
@@ -43,10 +37,10 @@ PolicyEntry knorm_policy() {
                     PolicyKind::evict,
                     "Keeps the keys with the smallest L2 norm, without looking at attention.",
                     "L2 norm strategy, arXiv:2406.11430",
-                    {{"keep", ParamInfo::Type::choice, "low", 0, 0, {"low", "high"}, "", "Which norms stay: low (the paper) or high (TokenSkipping's reading)."},
+                    std::vector<ParamInfo>{{"keep", ParamInfo::Type::choice, "low", 0, 0, {"low", "high"}, "", "Which norms stay: low (the paper) or high (TokenSkipping's reading)."},
                      {"skip_layers", ParamInfo::Type::integer, "0", 0, 1024, {}, "layers", "First layers left uncompressed (the paper's code: 2)."},
                      timingParam("prefill_end"),
-                     ropeParam("original")}};
+                     ropeParam("original")} + sharedParams(Shared::keys)};
     return {info, [](const PolicyInfo& i, const PolicySpec& spec) -> std::unique_ptr<const Policy> { return std::make_unique<KNorm>(i, spec); }};
 }
 

@@ -1,28 +1,38 @@
-// A policy decides which entries of a layer's cache stay. Five separate values: score, budget, protection, schedule, selection.
+// A policy decides which entries of a layer's cache stay. Separate values: score, budget, protection, schedule, selection.
 //
 // Adding one: engine/policy/x.cpp (info + class), one line in policies.def, tests/engine/policy/x_test.cpp.
 #pragma once
 
+#include "engine/data/explanation.h"
 #include "engine/data/policy_spec.h"
 #include "engine/model/model.h"
+#include "engine/policy/spec.h"
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 namespace keepsight {
 
+// What is summed over query rows for every entry, per query head [queryHeads, C]. Weights are added up inside the attention operator; the
+// others are ops::output_change of each block of queries.
+enum class RowSum { attention, value, key, joint, independent };
+
 // What a policy must be given; the session asks this, never the policy's name.
 struct Needs {
-    int lastRows = 0;          // query vectors of that many last prompt tokens
-    bool columnSums = false;   // Σ over all prompt queries of the attention each entry received
+    int lastRows = 0;          // query vectors of that many last tokens; of the prompt, and of the newest tokens where it evicts while decoding
+    bool columnSums = false;   // `sum` over all prompt queries
     bool decodeRows = false;   // the attention row of every decoded token
-    bool decodeSums = false;   // the policy's statistic goes on being summed while decoding
+    bool decodeSums = false;   // the policy's statistic goes on being summed (`sum`) while decoding
+    RowSum sum = RowSum::attention;
+    int queryMoments = -1;     // mean and covariance of the prompt's queries before RoPE, without that many first tokens; −1: not needed
 };
 
 struct Schedule {
     bool afterPrefill = true;
     int everySteps = 0;        // 0: never while decoding
+    bool operator==(const Schedule&) const = default;
 };
 
 // Entries no score may drop; a mask, never a score.
@@ -30,54 +40,93 @@ struct Protect {
     int sinks = 0, recent = 0;
 };
 
-// The budget of one layer made concrete for `held` entries per head.
+// Where a budget is spent.
+struct Place {
+    LayerIndex layer;
+    int layers = 1;
+    std::int64_t held = 0;     // entries of the fullest head, this call's included
+    std::int64_t seen = 0;     // tokens processed so far
+    std::int64_t fresh = 0;    // of these, by this call (after the prefill: the whole prompt)
+    const Quantizer* quantizer = nullptr; // of the lane; its equal_memory turns the budget into more tokens
+    const ModelConfig* config = nullptr;  // set with it
+    static Place afterPrompt(std::int64_t tokens, LayerIndex layer = {}, int layers = 1) { return {layer, layers, tokens, tokens, tokens, nullptr, nullptr}; }
+};
+
+// The budget of one layer made concrete.
 struct Plan {
-    int keep = 0;              // entries per KV head after selection
+    int keep = 0;              // entries per KV head after selection (their mean, if adaptive)
     Protect protect;
     int window = 0;            // query rows a window policy votes with
     std::string notice;        // what had to give way; shown to the person
+    bool adaptive = false;     // heads share keep × kvHeads entries by score (AdaKV, arXiv:2407.11550)
+    double adaptiveFloor = 0.2; // share of `keep` every head is sure of
+    double removed = -1;       // the ratio that `keep` came from; −1: a number of tokens
+    int chunk = 0;             // > 0: the same share is kept of every chunk of that many entries (kvpress's ChunkPress)
+};
+
+// What a policy remembers of one layer beside its entries: a reservoir, how far it has compressed …
+struct LayerMemory {
+    virtual ~LayerMemory() = default;
 };
 
 class Policy {
 public:
-    explicit Policy(PolicySpec spec) : m_spec(std::move(spec)) {}
+    explicit Policy(const PolicyInfo& info, PolicySpec spec); // reads the parameters of sharedParams() that the info declares
     virtual ~Policy() = default;
     const PolicySpec& spec() const { return m_spec; }
+    PolicyKind kind() const { return m_kind; }
 
     virtual Needs needs(std::int64_t /*promptTokens*/) const { return {}; }
-    virtual Schedule schedule() const { return {}; }
-    virtual RopeMode rope() const { return RopeMode::original; }
-    // How `budget` entries of `held` are split. Default: all by score.
-    virtual Plan plan(std::int64_t held, int budget) const;
+    virtual Schedule schedule() const { return m_schedule; }
+    virtual RopeMode rope() const { return m_rope; }
     // Layers the policy leaves alone.
     virtual bool skips(LayerIndex) const { return false; }
+
+    // The number of entries wanted per head when `seen` tokens were processed; the mean over layers.
+    virtual int budget(std::int64_t seen) const { return m_spec.budget.resolve(seen); }
+    // budget → the layer's share → plan(), with the shared parameters applied.
+    Plan planFor(const Place& place) const;
+    // Is there anything to choose? Default: more is held than the plan keeps. total: entries of all heads.
+    virtual bool decides(const Place& place, const Plan& plan, std::int64_t total, int kvHeads) const;
+
     // Remembered with every entry after the prefill, [queryHeads or kvHeads, C] fp32; it moves with the entries and, with
-    // needs().decodeSums, goes on being summed. Undefined: nothing is remembered. columnSums: [queryHeads, C] as asked for in needs().
-    virtual at::Tensor statistic(const LayerView&, const Plan&, const at::Tensor& /*columnSums*/) const { return {}; }
+    // needs().decodeSums, goes on being summed. Undefined: nothing is remembered. sums: [queryHeads, C] as asked for in needs().
+    virtual at::Tensor statistic(const LayerView&, const Plan&, const at::Tensor& /*sums*/) const { return {}; }
     // [kvHeads, C] fp32, higher is kept. Undefined: the newer the better.
     virtual at::Tensor score(const LayerView&, const Plan&, const at::Tensor& /*statistic*/) const { return {}; }
     // Tells apart plans whose scores differ: previews reuse scores with the same key.
     virtual std::string scoreKey(const Plan&) const { return {}; }
+    // A fresh memory for one layer; null: none needed.
+    virtual std::unique_ptr<LayerMemory> remember() const { return nullptr; }
+    // Which entries stay; default: select(scores, held, plan). memory: this layer's own, may be changed.
+    virtual Selection choose(const LayerView& view, const Place& place, const Plan& plan, const at::Tensor& scores, LayerMemory* memory,
+                             std::string* notice) const;
 
-    // The number of entries wanted when `seen` tokens were processed.
-    virtual int budget(std::int64_t seen) const { return m_spec.budget.resolve(seen); }
+    // Adds to an explanation what only the policy knows (a rule without scores); default: nothing.
+    virtual void amend(Explanation&, const LayerView&, const Place&, const Plan&) const {}
+
+    // PolicyKind::attend: the entries that the coming queries attend to, one set for all heads; nullopt: all. Called before attention,
+    // with view.queries and keys before RoPE.
+    virtual std::optional<std::vector<std::int32_t>> attend(const LayerView&, const Place&, LayerMemory*) const { return std::nullopt; }
 
 protected:
-    PolicySpec m_spec;
-};
+    // How `budget` entries are split in this layer. Default: all by score.
+    virtual Plan plan(const Place& place, int budget) const;
 
-// Values of a spec's parameters with the registry's defaults filled in.
-class Params {
-public:
-    Params(const PolicyInfo& info, const PolicySpec& spec) : m_info(info), m_spec(spec) {}
-    int integer(std::string_view name) const;
-    double real(std::string_view name) const;
-    std::string choice(std::string_view name) const;
+    PolicySpec m_spec;
+    PolicyKind m_kind = PolicyKind::evict;
+    Schedule m_schedule;             // of the parameter timing
+    RopeMode m_rope = RopeMode::original; // of the parameter rope
+    std::string m_agg = "mean";      // of the parameter agg
 
 private:
-    const std::string& text(std::string_view name) const;
-    const PolicyInfo& m_info;
-    const PolicySpec& m_spec;
+    int layerBudget(const Place& place) const;
+
+    Protect m_protect;
+    bool m_adaptive = false;
+    double m_adaptiveFloor = 0.2;
+    int m_chunk = 0;
+    std::vector<double> m_layerRatios; // removed, first to last layer; empty: the same everywhere
 };
 
 struct PolicyEntry {
@@ -89,15 +138,20 @@ struct PolicyEntry {
 const std::vector<PolicyEntry>& policyRegistry();
 const PolicyEntry& policyEntry(std::string_view idOrAlias); // throws UsageError listing the ids
 PolicySpec parsePolicySpec(std::string_view text);          // id[:key=value[,key=value]…]; throws UsageError
-void checkPolicySpec(const PolicySpec& spec);               // names, types, ranges; throws UsageError
+void checkPolicySpec(const PolicySpec& spec);               // names, types, ranges, combinations; throws UsageError
 std::unique_ptr<const Policy> makePolicy(const PolicySpec& spec);
 
-// Parameters that several policies share.
-ParamInfo timingParam(std::string initial);                 // prefill_end | each_step | every:N
-Schedule scheduleOf(const std::string& timing);
+// Parameters that several policies share; the base class reads them.
+ParamInfo timingParam(std::string initial);                 // prefill_end | each_step | every:N | decode:N
 ParamInfo ropeParam(std::string initial);                   // original | cache_relative
-RopeMode ropeModeOf(const std::string& rope);
 ParamInfo aggParam();                                       // mean | max | sum: how a group's query heads become one KV head
-at::Tensor reduceGroup(const at::Tensor& perQueryHead, int kvHeads, const std::string& agg); // [queryHeads, C] → [kvHeads, C]
+enum class Shared { attention, keys };                      // keys: scores need no queries, so that chunks can be scored alone
+std::vector<ParamInfo> sharedParams(Shared kind);           // sinks, recent, heads, ada_floor, layers [, chunk]
+std::vector<ParamInfo> operator+(std::vector<ParamInfo> own, const std::vector<ParamInfo>& more);
+
+Schedule scheduleOf(const std::string& timing);
+RopeMode ropeModeOf(const std::string& rope);
+at::Tensor reduceGroup(const at::Tensor& perQueryHead, int kvHeads, const std::string& agg); // [queryHeads, …] → [kvHeads, …]
+std::int64_t roundHalfEven(double x);
 
 } // namespace keepsight

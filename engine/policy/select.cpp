@@ -9,55 +9,168 @@
 namespace keepsight {
 namespace {
 
+struct Candidate {
+    float score;
+    std::int32_t index, head;
+};
+
 // Entry indices are in ascending position, so "larger position" is "larger index".
-std::vector<std::int32_t> topOf(const float* scores, std::int32_t begin, std::int32_t end, std::int32_t count) {
-    struct Candidate {
-        float score;
-        std::int32_t index;
-    };
-    std::vector<Candidate> candidates(static_cast<std::size_t>(end - begin));
-    for (std::int32_t i = begin; i < end; ++i) {
-        const float s = scores[i];
-        candidates[static_cast<std::size_t>(i - begin)] = {std::isnan(s) ? -std::numeric_limits<float>::infinity() : s, i};
+bool better(const Candidate& a, const Candidate& b) {
+    if (a.score != b.score) return a.score > b.score;
+    return a.index != b.index ? a.index > b.index : a.head < b.head;
+}
+
+float comparable(float score) { return std::isnan(score) ? -std::numeric_limits<float>::infinity() : score; }
+
+// Scores on the host; undefined scores prefer the newer.
+class Scores {
+public:
+    explicit Scores(const at::Tensor& scores) : m_host(scores.defined() ? scores.to(at::kCPU, at::kFloat).contiguous() : at::Tensor()) {}
+    Candidate at(std::size_t head, std::int32_t index) const {
+        const float s = m_host.defined() ? comparable(m_host.data_ptr<float>()[static_cast<std::int64_t>(head) * m_host.size(1) + index]) : static_cast<float>(index);
+        return {s, index, static_cast<std::int32_t>(head)};
     }
-    const auto better = [](const Candidate& a, const Candidate& b) { return a.score > b.score || (a.score == b.score && a.index > b.index); };
-    std::nth_element(candidates.begin(), candidates.begin() + (count - 1), candidates.end(), better);
-    std::vector<std::int32_t> out(static_cast<std::size_t>(count));
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = candidates[i].index;
-    std::sort(out.begin(), out.end());
+    bool defined() const { return m_host.defined(); }
+
+private:
+    at::Tensor m_host;
+};
+
+// What a plan protects among `count` entries of which `keep` may stay.
+Protect affordable(const Protect& wanted, std::int32_t keep, std::int32_t count) {
+    Protect p;
+    p.sinks = std::min({wanted.sinks, keep, count});
+    p.recent = std::min({wanted.recent, keep - p.sinks, count - p.sinks});
+    return p;
+}
+
+void sayWhatGaveWay(const Protect& wanted, const Protect& got, std::int32_t keep, std::string* notice) {
+    if (notice && (got.sinks < wanted.sinks || got.recent < wanted.recent))
+        *notice = "the budget of " + std::to_string(keep) + " holds " + std::to_string(got.sinks) + " of " + std::to_string(wanted.sinks) + " sinks and " +
+                  std::to_string(got.recent) + " of " + std::to_string(wanted.recent) + " recent tokens";
+}
+
+// Appends the `keep` entries that stay of [begin, end), ascending.
+void selectRange(const Scores& scores, std::size_t head, std::int32_t begin, std::int32_t end, std::int32_t keep, const Protect& protect,
+                 std::vector<std::int32_t>& kept, std::string* notice) {
+    const std::int32_t count = end - begin;
+    if (count <= keep) {
+        for (std::int32_t i = begin; i < end; ++i) kept.push_back(i);
+        return;
+    }
+    const Protect p = affordable(protect, keep, count);
+    sayWhatGaveWay(protect, p, keep, notice);
+    const std::int32_t chosen = keep - p.sinks - p.recent, last = end - p.recent;
+    for (std::int32_t i = begin; i < begin + p.sinks; ++i) kept.push_back(i);
+    if (chosen > 0 && !scores.defined()) {
+        for (std::int32_t i = last - chosen; i < last; ++i) kept.push_back(i);
+    } else if (chosen > 0) {
+        std::vector<Candidate> candidates;
+        candidates.reserve(static_cast<std::size_t>(last - begin));
+        for (std::int32_t i = begin + p.sinks; i < last; ++i) candidates.push_back(scores.at(head, i));
+        std::nth_element(candidates.begin(), candidates.begin() + (chosen - 1), candidates.end(), better);
+        const auto first = static_cast<std::ptrdiff_t>(kept.size());
+        for (std::int32_t i = 0; i < chosen; ++i) kept.push_back(candidates[static_cast<std::size_t>(i)].index);
+        std::sort(kept.begin() + first, kept.end());
+    }
+    for (std::int32_t i = last; i < end; ++i) kept.push_back(i);
+}
+
+// AdaKV: every head is sure of its protected entries and the best of its floor; the rest of keep × heads goes to the best of all heads.
+Selection selectAdaptive(const Scores& scores, const std::vector<std::int32_t>& held, const Plan& plan, std::string* notice) {
+    Selection out;
+    out.keep.resize(held.size());
+    const std::int32_t keep = std::max(1, plan.keep), floorOf = static_cast<std::int32_t>(keep * plan.adaptiveFloor);
+    std::int64_t left = static_cast<std::int64_t>(keep) * static_cast<std::int64_t>(held.size());
+    std::vector<Candidate> open;
+    for (std::size_t h = 0; h < held.size(); ++h) {
+        const Protect p = affordable(plan.protect, keep, held[h]);
+        sayWhatGaveWay(plan.protect, p, keep, notice);
+        std::vector<std::int32_t>& kept = out.keep[h];
+        for (std::int32_t i = 0; i < p.sinks; ++i) kept.push_back(i);
+        for (std::int32_t i = held[h] - p.recent; i < held[h]; ++i) kept.push_back(i);
+        std::vector<Candidate> candidates;
+        for (std::int32_t i = p.sinks; i < held[h] - p.recent; ++i) candidates.push_back(scores.at(h, i));
+        const auto sure = static_cast<std::ptrdiff_t>(std::clamp<std::int64_t>(floorOf - static_cast<std::int64_t>(kept.size()), 0, static_cast<std::int64_t>(candidates.size())));
+        if (sure > 0) std::nth_element(candidates.begin(), candidates.begin() + (sure - 1), candidates.end(), better);
+        for (std::ptrdiff_t i = 0; i < sure; ++i) kept.push_back(candidates[static_cast<std::size_t>(i)].index);
+        open.insert(open.end(), candidates.begin() + sure, candidates.end());
+        left -= static_cast<std::int64_t>(kept.size());
+    }
+    const auto taken = static_cast<std::ptrdiff_t>(std::clamp<std::int64_t>(left, 0, static_cast<std::int64_t>(open.size())));
+    if (taken > 0 && taken < static_cast<std::ptrdiff_t>(open.size())) std::nth_element(open.begin(), open.begin() + (taken - 1), open.end(), better);
+    for (std::ptrdiff_t i = 0; i < taken; ++i) out.keep[static_cast<std::size_t>(open[static_cast<std::size_t>(i)].head)].push_back(open[static_cast<std::size_t>(i)].index);
+    for (auto& kept : out.keep) std::sort(kept.begin(), kept.end());
     return out;
 }
 
 } // namespace
 
-Selection select(const at::Tensor& scores, const std::vector<std::int32_t>& held, const Plan& plan, std::string* notice) {
+Selection select(const at::Tensor& tensor, const std::vector<std::int32_t>& held, const Plan& plan, std::string* notice) {
+    const Scores scores(tensor);
+    if (plan.adaptive) return selectAdaptive(scores, held, plan, notice);
     Selection out;
     out.keep.resize(held.size());
-    const at::Tensor host = scores.defined() ? scores.to(at::kCPU, at::kFloat).contiguous() : at::Tensor();
+    const std::int32_t keep = std::max(1, plan.keep);
     for (std::size_t h = 0; h < held.size(); ++h) {
-        const std::int32_t n = held[h], keep = std::max(1, plan.keep);
         std::vector<std::int32_t>& kept = out.keep[h];
-        if (n <= keep) {
-            kept.resize(static_cast<std::size_t>(n));
-            std::iota(kept.begin(), kept.end(), 0);
+        const std::int32_t n = held[h];
+        kept.reserve(static_cast<std::size_t>(std::min(n, keep)));
+        if (plan.chunk <= 0 || n <= keep) {
+            selectRange(scores, h, 0, n, keep, plan.protect, kept, notice);
             continue;
         }
-        const std::int32_t sinks = std::min({plan.protect.sinks, keep, n}), recent = std::min({plan.protect.recent, keep - sinks, n - sinks});
-        if (notice && (sinks < plan.protect.sinks || recent < plan.protect.recent))
-            *notice = "the budget of " + std::to_string(keep) + " holds " + std::to_string(sinks) + " of " + std::to_string(plan.protect.sinks) + " sinks and " +
-                      std::to_string(recent) + " of " + std::to_string(plan.protect.recent) + " recent tokens";
-        const std::int32_t chosen = keep - sinks - recent, end = n - recent;
-        kept.reserve(static_cast<std::size_t>(keep));
-        for (std::int32_t i = 0; i < sinks; ++i) kept.push_back(i);
-        if (chosen > 0) {
-            if (host.defined()) {
-                const std::vector<std::int32_t> top = topOf(host.data_ptr<float>() + static_cast<std::int64_t>(h) * host.size(1), sinks, end, chosen);
-                kept.insert(kept.end(), top.begin(), top.end());
-            } else {
-                for (std::int32_t i = end - chosen; i < end; ++i) kept.push_back(i);
-            }
+        for (std::int32_t begin = 0; begin < n; begin += plan.chunk) {
+            const std::int32_t end = std::min(begin + plan.chunk, n), count = end - begin;
+            const double share = plan.removed >= 0 ? 1.0 - plan.removed : static_cast<double>(keep) / n;
+            const Protect here{begin == 0 ? plan.protect.sinks : 0, end == n ? plan.protect.recent : 0};
+            selectRange(scores, h, begin, end, std::max(1, static_cast<std::int32_t>(count * share)), here, kept, notice);
         }
-        for (std::int32_t i = end; i < n; ++i) kept.push_back(i);
+    }
+    return out;
+}
+
+Explanation explainEntry(const at::Tensor& tensor, const CacheLayer& entries, const Plan& plan, const Selection& selection, HeadIndex head, std::int32_t index) {
+    const Scores scores(tensor);
+    const auto h = static_cast<std::size_t>(head.value);
+    const std::vector<std::int32_t>& kept = selection.keep[h];
+    const std::int32_t n = entries.held[h];
+    const Protect p = affordable(plan.protect, std::max(1, plan.keep), n);
+    const auto isProtected = [&](std::int32_t i) { return i < p.sinks || i >= n - p.recent; };
+    const at::Tensor positions = entries.positions[head.value].to(at::kCPU).contiguous();
+    const std::int32_t* position = positions.data_ptr<std::int32_t>();
+
+    Explanation out;
+    out.head = head;
+    out.found = true;
+    out.position = position[index];
+    out.kept = std::binary_search(kept.begin(), kept.end(), index);
+    out.budget = static_cast<int>(kept.size());
+    if (!scores.defined()) out.note = "This policy goes by position alone: the newer a token, the higher its score.";
+    const Candidate asked = scores.at(h, index);
+    out.score = asked.score;
+    std::optional<Candidate> lastIn, bestOut;
+    std::size_t next = 0;
+    out.rank = isProtected(index) ? 0 : 1;
+    for (std::int32_t i = 0; i < n; ++i) {
+        const bool in = next < kept.size() && kept[next] == i;
+        next += in;
+        if (isProtected(i)) continue;
+        const Candidate c = scores.at(h, i);
+        ++out.candidates;
+        out.slots += in;
+        if (out.rank > 0 && better(c, asked)) ++out.rank;
+        if (in && (!lastIn || better(*lastIn, c))) lastIn = c;
+        if (!in && (!bestOut || better(c, *bestOut))) bestOut = c;
+    }
+    if (out.rank == 0) {
+        out.protectedBy = index < p.sinks ? "sink" : "recent";
+        return out;
+    }
+    if (lastIn) {
+        out.cutoff = lastIn->score;
+        out.lastKept = position[lastIn->index];
+        out.margin = out.kept && bestOut ? out.score - static_cast<double>(bestOut->score) : out.score - out.cutoff;
     }
     return out;
 }

@@ -11,24 +11,20 @@ namespace {
 
 class StreamingLlm final : public Policy {
 public:
-    StreamingLlm(const PolicyInfo& info, const PolicySpec& spec) : Policy(spec) {
+    StreamingLlm(const PolicyInfo& info, const PolicySpec& spec) : Policy(info, spec) {
         const Params params(info, spec);
         m_sinks = params.integer("sinks");
         m_recent = params.integer("recent");
-        m_schedule = scheduleOf(params.choice("timing"));
-        m_rope = ropeModeOf(params.choice("rope"));
     }
-    Schedule schedule() const override { return m_schedule; }
-    RopeMode rope() const override { return m_rope; }
     int budget(std::int64_t seen) const override { return m_recent > 0 ? std::max(1, m_sinks + m_recent) : Policy::budget(seen); }
-    Plan plan(std::int64_t, int budget) const override {
+
+protected:
+    Plan plan(const Place&, int budget) const override {
         return {.keep = budget, .protect = {.sinks = m_sinks, .recent = 0}, .window = 0, .notice = {}}; // the rest goes to the newest
     }
 
 private:
     int m_sinks = 4, m_recent = 0;
-    Schedule m_schedule;
-    RopeMode m_rope = RopeMode::cacheRelative;
 };
 
 } // namespace

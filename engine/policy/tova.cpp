@@ -11,22 +11,14 @@ namespace {
 
 class Tova final : public Policy {
 public:
-    Tova(const PolicyInfo& info, const PolicySpec& spec) : Policy(spec) {
-        const Params params(info, spec);
-        m_schedule = scheduleOf(params.choice("timing"));
-        m_rope = ropeModeOf(params.choice("rope"));
-    }
+    using Policy::Policy;
     Needs needs(std::int64_t) const override { return {.lastRows = 1, .decodeRows = m_schedule.everySteps > 0}; }
-    Schedule schedule() const override { return m_schedule; }
-    RopeMode rope() const override { return m_rope; }
-    Plan plan(std::int64_t, int budget) const override { return {.keep = budget, .protect = {.sinks = 0, .recent = 1}, .window = 1, .notice = {}}; }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor&) const override {
         return view.lastRows(1).squeeze(1).mean(0, true).expand({view.config.kvHeads, -1}).contiguous(); // [kvHeads, C]
     }
 
-private:
-    Schedule m_schedule;
-    RopeMode m_rope = RopeMode::original;
+protected:
+    Plan plan(const Place&, int budget) const override { return {.keep = budget, .protect = {.sinks = 0, .recent = 1}, .window = 1, .notice = {}}; }
 };
 
 } // namespace

@@ -9,17 +9,11 @@ namespace {
 
 class Window final : public Policy {
 public:
-    Window(const PolicyInfo& info, const PolicySpec& spec)
-        : Policy(spec), m_window(Params(info, spec).integer("window")), m_schedule(scheduleOf(Params(info, spec).choice("timing"))),
-          m_rope(ropeModeOf(Params(info, spec).choice("rope"))) {}
-    Schedule schedule() const override { return m_schedule; }
-    RopeMode rope() const override { return m_rope; }
+    Window(const PolicyInfo& info, const PolicySpec& spec) : Policy(info, spec), m_window(Params(info, spec).integer("window")) {}
     int budget(std::int64_t seen) const override { return m_window > 0 ? m_window : Policy::budget(seen); }
 
 private:
     int m_window;
-    Schedule m_schedule;
-    RopeMode m_rope;
 };
 
 } // namespace

@@ -27,10 +27,14 @@ struct LayerFixture {
         entries.held.assign(static_cast<std::size_t>(config.kvHeads), static_cast<std::int32_t>(n));
         queryPositions = at::arange(n - newest.size(1), n, at::kInt);
     }
-    LayerView view() const { return {LayerIndex{0}, config, entries, queries, queryPositions, entries.keys, 1.0 / std::sqrt(static_cast<double>(config.headDim)), {}}; }
-    Selection selection(const Policy& policy, const at::Tensor& columnSums = {}) const {
-        const Plan plan = policy.plan(entries.maxHeld(), policy.budget(entries.maxHeld()));
-        return select(policy.score(view(), plan, policy.statistic(view(), plan, columnSums)), entries.held, plan);
+    LayerView view() const {
+        return {LayerIndex{0}, config, entries, queries, queryPositions, entries.keys, entries.values, 1.0 / std::sqrt(static_cast<double>(config.headDim)), {},
+                ropeInverseFrequencies(config), nullptr, {}};
+    }
+    Place place() const { return Place::afterPrompt(entries.maxHeld(), LayerIndex{0}, config.layers); }
+    Selection selection(const Policy& policy, const at::Tensor& sums = {}, LayerMemory* memory = nullptr) const {
+        const Plan plan = policy.planFor(place());
+        return policy.choose(view(), place(), plan, policy.score(view(), plan, policy.statistic(view(), plan, sums)), memory, nullptr);
     }
 };
 

@@ -7,6 +7,7 @@
 #include "engine/session/branch.h"
 
 #include <ATen/ATen.h>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <random>
@@ -16,6 +17,7 @@ namespace keepsight::testing {
 class TinyWeights final : public WeightFile {
 public:
     explicit TinyWeights(int layers = 2, int queryHeads = 4, int kvHeads = 2, int headDim = 8, int vocab = 64, unsigned seed = 1) : m_random(seed) {
+        const float gain = std::sqrt(std::min(1.0f, 32.0f / static_cast<float>(queryHeads * headDim))); // wider models are no wilder
         m_config.architecture = "llama";
         m_config.layers = layers;
         m_config.queryHeads = queryHeads;
@@ -33,13 +35,13 @@ public:
             const std::string p = "model.layers." + std::to_string(l) + ".";
             ones(p + "input_layernorm.weight", c.hidden);
             ones(p + "post_attention_layernorm.weight", c.hidden);
-            matrix(p + "self_attn.q_proj.weight", {queryHeads * headDim, c.hidden}, 0.6f);
-            matrix(p + "self_attn.k_proj.weight", {kvHeads * headDim, c.hidden}, 0.6f);
-            matrix(p + "self_attn.v_proj.weight", {kvHeads * headDim, c.hidden}, 0.3f);
-            matrix(p + "self_attn.o_proj.weight", {c.hidden, queryHeads * headDim}, 0.3f);
-            matrix(p + "mlp.gate_proj.weight", {c.feedForward, c.hidden}, 0.2f);
-            matrix(p + "mlp.up_proj.weight", {c.feedForward, c.hidden}, 0.2f);
-            matrix(p + "mlp.down_proj.weight", {c.hidden, c.feedForward}, 0.2f);
+            matrix(p + "self_attn.q_proj.weight", {queryHeads * headDim, c.hidden}, 0.6f * gain);
+            matrix(p + "self_attn.k_proj.weight", {kvHeads * headDim, c.hidden}, 0.6f * gain);
+            matrix(p + "self_attn.v_proj.weight", {kvHeads * headDim, c.hidden}, 0.3f * gain);
+            matrix(p + "self_attn.o_proj.weight", {c.hidden, queryHeads * headDim}, 0.3f * gain);
+            matrix(p + "mlp.gate_proj.weight", {c.feedForward, c.hidden}, 0.2f * gain);
+            matrix(p + "mlp.up_proj.weight", {c.feedForward, c.hidden}, 0.2f * gain);
+            matrix(p + "mlp.down_proj.weight", {c.hidden, c.feedForward}, 0.2f * gain);
         }
     }
     const ModelConfig& config() const override { return m_config; }

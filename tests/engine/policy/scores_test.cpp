@@ -67,12 +67,12 @@ private Q_SLOTS:
                 expected[h][t] = pooled;
             }
         const auto policy = policyOf("snapkv:window=16", Budget::kept(40));
-        const at::Tensor got = policy->score(f.view(), policy->plan(n, 40), {});
+        const at::Tensor got = policy->score(f.view(), policy->planFor(Place::afterPrompt(n)), {});
         QVERIFY(at::allclose(got, expected, 1e-4, 1e-6));
     }
     void snapkvShrinksItsWindowAndSaysSo() {
         const auto policy = policyOf("snapkv", Budget::kept(50));
-        const Plan plan = policy->plan(400, 50);
+        const Plan plan = policy->planFor(Place::afterPrompt(400));
         QCOMPARE(plan.window, 25);
         QVERIFY(plan.notice.find("from 64 to 25") != std::string::npos);
     }
