@@ -2,6 +2,8 @@
 
 #include "engine/data/error.h"
 #include "engine/eval/evaluation.h"
+#include "engine/session/calibration.h"
+#include "engine/session/lane_check.h"
 #include "engine/session/sampler.h"
 #include "engine/trace/recorder.h"
 #include "kernels/bind/ops.h"
@@ -15,12 +17,13 @@
 #include <cmath>
 #include <ctime>
 #include <malloc.h>
+#include <map>
 #include <mutex>
 #include <thread>
 #include <utility>
 
 #ifndef KEEPSIGHT_VERSION
-#define KEEPSIGHT_VERSION "0.1.0"
+#define KEEPSIGHT_VERSION "0.2.0"
 #endif
 
 namespace keepsight {
@@ -83,6 +86,21 @@ struct Engine::Private {
     ModelInfo info;
     std::shared_ptr<const Snapshot> snapshot; // of the last score or generate job
     int threads = 1;
+    std::map<std::string, std::shared_ptr<const Quantizer>> calibrated; // by spec, of the open model
+
+    struct Loaded;
+    // Ready to store: calibrated where it wants that, once per model. Null for none.
+    std::shared_ptr<const Quantizer> quantizer(const QuantSpec& spec, const Loaded& loaded, std::stop_token stop);
+    // The last prefill with the model it refers to; null: none.
+    struct Held {
+        std::shared_ptr<const Snapshot> snapshot;
+        std::shared_ptr<const Model> model;
+        int threads = 1;
+    };
+    Held held() const {
+        const std::lock_guard lock(mutex);
+        return {model ? snapshot : nullptr, model, threads};
+    }
 
     // What a call needs, held alive while it runs.
     struct Loaded {
@@ -114,8 +132,19 @@ const std::vector<PolicyInfo>& Engine::policies() {
     return infos;
 }
 
+const std::vector<QuantInfo>& Engine::quantizers() {
+    static const std::vector<QuantInfo> infos = [] {
+        std::vector<QuantInfo> out;
+        for (const QuantEntry& entry : quantRegistry()) out.push_back(entry.info);
+        return out;
+    }();
+    return infos;
+}
+
 PolicySpec Engine::parsePolicy(std::string_view text) { return parsePolicySpec(text); }
-void Engine::checkPolicy(const PolicySpec& spec) { checkPolicySpec(spec); }
+QuantSpec Engine::parseQuant(std::string_view text) { return parseQuantSpec(text); }
+void Engine::checkPolicy(const PolicySpec& spec) { checkLane(spec); }
+std::string Engine::incompatibility(const PolicySpec& spec) { return laneConflict(spec); }
 
 Outcome Engine::open(const OpenOptions& options, std::stop_token stop, const OnProgress& progress) {
     const auto report = [&](const char* stage, std::int64_t done) {
@@ -184,6 +213,7 @@ Outcome Engine::open(const OpenOptions& options, std::stop_token stop, const OnP
     d->stopTokens = std::move(stops);
     d->info = std::move(info);
     d->snapshot.reset();
+    d->calibrated.clear();
     d->threads = threads;
     if (progress) progress({"ready", 4, 4, 0});
     return Outcome::complete;
@@ -229,7 +259,7 @@ Tokens Engine::tokenize(const PromptSpec& prompt) const {
 
 std::string Engine::decode(const std::vector<TokenId>& ids) const { return d->loaded().tokenizer->decode(ids); }
 
-Outcome Engine::run(const Job& job, TraceSink& sink, std::stop_token stop, const OnProgress& progress) {
+Outcome Engine::run(const Job& job, TraceSink& sink, std::stop_token stop, const OnProgress& progress, const Trace* resume) {
     // begin and end exactly once, whatever happens and wherever.
     struct OnceSink final : TraceSink {
         TraceSink& to;
@@ -278,19 +308,23 @@ Outcome Engine::run(const Job& job, TraceSink& sink, std::stop_token stop, const
         header.run.commandLine = job.commandLine.empty() ? commandLineOf(job, m.info.path) : job.commandLine;
         if (job.lanes.empty()) throw UsageError("run: expected at least one lane (a policy with a budget), found none");
         std::vector<std::shared_ptr<const Policy>> policies;
+        std::vector<std::shared_ptr<const Quantizer>> quantizers;
         for (const LaneSpec& lane : job.lanes) {
+            checkLane(lane.policy, &m.info.config);
             policies.push_back(makePolicy(lane.policy));
+            quantizers.push_back(d->quantizer(lane.policy.quant, m, stop));
             Lane empty;
             empty.label = lane.label;
             empty.policy = policies.back()->spec();
             empty.retention = Retention(m.info.config.layers, m.info.config.kvHeads);
             header.lanes.push_back(std::move(empty));
         }
-        EvalContext context{*m.model, *m.tokenizer, m.frame, m.stopTokens, job, std::move(policies), once, stop, progress, header,
+        EvalContext context{*m.model, *m.tokenizer, m.frame, m.stopTokens, job, std::move(policies), std::move(quantizers), once, stop, progress, header,
                             [this](std::shared_ptr<const Snapshot> s) {
                                 const std::lock_guard lock(d->mutex);
                                 d->snapshot = std::move(s);
-                            }};
+                            },
+                            resume};
         switch (job.kind) {
 #define KEEPSIGHT_EVALUATION(kind, function)                                                                                                             \
     case RunKind::kind: function(context); break;
@@ -322,25 +356,78 @@ Outcome Engine::run(const Job& job, TraceSink& sink, std::stop_token stop, const
 }
 
 std::optional<KeptSets> Engine::preview(const PolicySpec& spec) const {
-    std::shared_ptr<const Snapshot> snapshot;
-    std::shared_ptr<const Model> model; // the snapshot refers to its configuration
-    int threads = 1;
-    {
-        const std::lock_guard lock(d->mutex);
-        snapshot = d->snapshot;
-        model = d->model;
-        threads = d->threads;
-    }
-    if (!snapshot || !model) return std::nullopt;
+    const auto [snapshot, model, threads] = d->held(); // the snapshot refers to the model's configuration
+    if (!snapshot) return std::nullopt;
     const Scope scope(threads);
     const std::unique_ptr<const Policy> policy = makePolicy(spec);
     if (!snapshot->serves(*policy)) return std::nullopt;
-    const Snapshot::Choice choice = snapshot->choose(*policy);
+    const std::unique_ptr<Quantizer> quantizer = makeQuantizer(spec.quant);
+    const Snapshot::Choice choice = snapshot->choose(*policy, quantizer.get());
     KeptSets out;
+    for (int l = 0; quantizer && l < model->config().layers; ++l)
+        out.bitsPerValue += quantizer->effectiveBits(LayerIndex{l}, model->config()) / model->config().layers;
     out.notice = choice.notice;
     for (const Selection& layer : choice.selections) // before any eviction an entry's index is its position
         out.kept.emplace_back(layer.keep.begin(), layer.keep.end());
     return out;
+}
+
+std::optional<Explanation> Engine::explain(const PolicySpec& spec, LayerIndex layer, HeadIndex head, Position position) const {
+    const auto [snapshot, model, threads] = d->held();
+    if (!snapshot) return std::nullopt;
+    const Scope scope(threads);
+    const std::unique_ptr<const Policy> policy = makePolicy(spec);
+    if (!snapshot->serves(*policy)) return std::nullopt;
+    return snapshot->explain(*policy, makeQuantizer(spec.quant).get(), layer, head, position);
+}
+
+std::optional<Explanation> Engine::explain(const PolicySpec& spec, const std::vector<TokenId>& forced, Step step, LayerIndex layer, HeadIndex head,
+                                           Position position, std::stop_token stop, const OnProgress& progress) const {
+    const auto [snapshot, model, threads] = d->held();
+    if (!snapshot) return std::nullopt;
+    const Scope scope(threads);
+    const std::shared_ptr<const Policy> policy = makePolicy(spec);
+    if (!snapshot->serves(*policy)) return std::nullopt;
+    const Private::Loaded loaded = d->loaded();
+    BranchOptions options;
+    options.headroom = static_cast<std::int64_t>(forced.size()) + 1;
+    options.recordEvictions = false;
+    options.quantizer = d->quantizer(spec.quant, loaded, stop);
+    options.explain = {position};
+    std::optional<Explanation> last;
+    const auto take = [&](Branch& branch) {
+        for (Explanation& e : branch.takeExplanations())
+            if (e.layer == layer && e.head == head && e.found) last = std::move(e);
+    };
+    try {
+        Branch branch(*model, snapshot, policy, options);
+        take(branch);
+        ProgressMeter meter(progress, step.value);
+        meter.stage("repeating the lane");
+        for (int n = 0; n + 1 < step.value && n < static_cast<int>(forced.size()); ++n) { // step 1 is the selection after the prefill
+            if (stop.stop_requested()) return std::nullopt;
+            branch.feed(std::span(forced).subspan(static_cast<std::size_t>(n), 1), LogitRows::none, true, stop);
+            take(branch);
+            meter.at(n + 1);
+        }
+    } catch (const Cancelled&) {
+        return std::nullopt;
+    }
+    return last;
+}
+
+std::shared_ptr<const Quantizer> Engine::Private::quantizer(const QuantSpec& spec, const Loaded& loaded, std::stop_token stop) {
+    const std::string key = spec.text();
+    {
+        const std::lock_guard lock(mutex);
+        if (const auto found = calibrated.find(key); found != calibrated.end()) return found->second;
+    }
+    std::shared_ptr<Quantizer> made = makeQuantizer(spec);
+    if (!made || !made->wantsCalibration()) return made;
+    made->calibrate(calibrationSample(*loaded.model, *loaded.tokenizer, made->calibrationFile(), stop));
+    const std::lock_guard lock(mutex);
+    if (model == loaded.model) calibrated[key] = made;
+    return made;
 }
 
 std::shared_ptr<const AttentionMap> Engine::attention(const PromptSpec& prompt, LayerIndex layer, HeadIndex queryHead, std::stop_token stop,

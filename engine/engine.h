@@ -4,6 +4,7 @@
 // from any other thread meanwhile. Everything throws EngineError (UsageError for requests that are wrong in themselves).
 #pragma once
 
+#include "engine/data/explanation.h"
 #include "engine/data/job.h"
 #include "engine/data/trace_sink.h"
 
@@ -45,8 +46,12 @@ public:
 
     static std::string version();     // "0.1.0"
     static const std::vector<PolicyInfo>& policies(); // registry order
+    static const std::vector<QuantInfo>& quantizers();   // registry order, "none" first
     static PolicySpec parsePolicy(std::string_view text); // "snapkv:window=32": resolves aliases, checks names, types and ranges
-    static void checkPolicy(const PolicySpec& spec);
+    static QuantSpec parseQuant(std::string_view text);   // "kivi:bits=4"
+    static void checkPolicy(const PolicySpec& spec);      // the quantizer and their combination included
+    // The sentence that refuses this policy with this quantizer, whatever the model; empty: they go together.
+    static std::string incompatibility(const PolicySpec& spec);
 
     Outcome open(const OpenOptions& options, std::stop_token stop = {}, const OnProgress& progress = {});
     void close();
@@ -58,12 +63,20 @@ public:
     std::string decode(const std::vector<TokenId>& ids) const;
 
     // Runs a job and records it. Every job calls sink.begin and sink.end exactly once, whatever happens.
-    Outcome run(const Job& job, TraceSink& sink, std::stop_token stop = {}, const OnProgress& progress = {});
+    // resume: an earlier recording of the same job that did not end; suite and needle take over what it has measured.
+    Outcome run(const Job& job, TraceSink& sink, std::stop_token stop = {}, const OnProgress& progress = {}, const Trace* resume = nullptr);
 
     // The sets `policy` keeps after the prefill of the last score or generate job, from statistics already held: no forward pass,
     // ≤ 50 ms at 30 layers × 3 heads × 4000 tokens once the policy's scores are there (its run, or a first call, which scores every layer).
     // nullopt: no prefill held, or it lacks a statistic this policy needs.
     std::optional<KeptSets> preview(const PolicySpec& policy) const;
+
+    // Why `policy` kept or dropped a token of that layer and head right after that prefill; nullopt as for preview.
+    std::optional<Explanation> explain(const PolicySpec& policy, LayerIndex layer, HeadIndex head, Position position) const;
+    // The same for a decode step: repeats the lane (forced: the tokens it was fed after the prefill) up to the last selection at or before
+    // `step` that could choose about the token. Takes about as long as the run did to that step.
+    std::optional<Explanation> explain(const PolicySpec& policy, const std::vector<TokenId>& forced, Step step, LayerIndex layer, HeadIndex head, Position position,
+                                       std::stop_token stop = {}, const OnProgress& progress = {}) const;
 
     // One head's attention at full resolution over the whole prompt (recomputes the layers below it).
     // [T, T] floats: refused above 8192 tokens.

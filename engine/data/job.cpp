@@ -10,7 +10,7 @@ namespace keepsight {
 
 namespace {
 
-const char* const kindNames[] = {"score", "generate", "needle", "ppl", "bench"};
+const char* const kindNames[] = {"score", "generate", "needle", "ppl", "bench", "suite"};
 
 // Every field once, for both directions.
 template <class P, class Visit>
@@ -31,6 +31,7 @@ template <class G, class Visit>
 void eachField(G& generate, const Visit& visit) requires std::is_same_v<std::remove_const_t<G>, GenerateSpec> {
     visit("max_new", generate.maxNew);
     visit("ignore_eos", generate.ignoreEos);
+    visit("explain", generate.explain);
 }
 template <class P, class Visit>
 void eachField(P& ppl, const Visit& visit) requires std::is_same_v<std::remove_const_t<P>, PplSpec> {
@@ -54,6 +55,10 @@ void eachField(B& bench, const Visit& visit) requires std::is_same_v<std::remove
     visit("new_tokens", bench.newTokens);
     visit("warmup", bench.warmup);
     visit("repeats", bench.repeats);
+}
+template <class S, class Visit>
+void eachField(S& suite, const Visit& visit) requires std::is_same_v<std::remove_const_t<S>, SuiteSpec> {
+    visit("bench", suite.bench);
 }
 template <class T, class Visit>
 void eachField(T& trace, const Visit& visit) requires std::is_same_v<std::remove_const_t<T>, TraceOptions> {
@@ -91,9 +96,9 @@ std::string number(double value) {
 std::string quoted(const std::string& word) {
     const auto plain = [](unsigned char c) {
         return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-               std::string_view("_@%+=:,./-").find(static_cast<char>(c)) != std::string_view::npos;
+               std::string_view("_@%+=:,./-~").find(static_cast<char>(c)) != std::string_view::npos;
     };
-    if (!word.empty() && std::all_of(word.begin(), word.end(), plain)) return word;
+    if (!word.empty() && word.front() != '~' && std::all_of(word.begin(), word.end(), plain)) return word;
     std::string out = "'";
     for (const char c : word) {
         if (c == '\'')
@@ -111,20 +116,28 @@ std::string budgetOption(const Budget& budget) {
                                               : " --budget " + std::to_string(budget.tokens);
 }
 
-// --policy … crossed with --compression-ratio … where the lanes are such a product, else one --lane each.
+template <class T>
+void addOnce(std::vector<T>& values, const T& value) {
+    if (std::find(values.begin(), values.end(), value) == values.end()) values.push_back(value);
+}
+
+// --policy … crossed with --compression-ratio … and --quant … where the lanes are such a product, else one --lane each.
 std::string laneOptions(const Job& job) {
-    std::vector<std::string> policies;
+    std::vector<std::string> policies, quantizers;
     std::vector<Budget> budgets;
     for (const LaneSpec& lane : job.lanes) {
-        const std::string text = lane.policy.text();
-        if (std::find(policies.begin(), policies.end(), text) == policies.end()) policies.push_back(text);
-        if (std::find(budgets.begin(), budgets.end(), lane.policy.budget) == budgets.end()) budgets.push_back(lane.policy.budget);
+        addOnce(policies, lane.policy.text());
+        addOnce(budgets, lane.policy.budget);
+        addOnce(quantizers, lane.policy.quant.text());
     }
-    bool product = policies.size() * budgets.size() == job.lanes.size();
-    if (job.kind == RunKind::score || job.kind == RunKind::generate) product = product && budgets.size() <= 1;
-    for (std::size_t i = 0; product && i < job.lanes.size(); ++i)
-        product = job.lanes[i].policy.text() == policies[i / budgets.size()] && job.lanes[i].policy.budget == budgets[i % budgets.size()] &&
-                  job.lanes[i].policy.budget.kind == budgets.front().kind;
+    const std::size_t cells = budgets.size() * quantizers.size();
+    bool product = policies.size() * cells == job.lanes.size();
+    if (job.kind == RunKind::score || job.kind == RunKind::generate) product = product && cells <= 1;
+    for (std::size_t i = 0; product && i < job.lanes.size(); ++i) {
+        const PolicySpec& policy = job.lanes[i].policy;
+        product = policy.text() == policies[i / cells] && policy.budget == budgets[i / quantizers.size() % budgets.size()] &&
+                  policy.budget.kind == budgets.front().kind && policy.quant.text() == quantizers[i % quantizers.size()];
+    }
     std::string out;
     if (!product) {
         for (const LaneSpec& lane : job.lanes)
@@ -136,6 +149,8 @@ std::string laneOptions(const Job& job) {
     const bool onlyFull = policies.size() == 1 && policies.front() == "full";
     for (const Budget& budget : budgets)
         if (!onlyFull || budget != Budget()) out += budgetOption(budget);
+    for (const std::string& quantizer : quantizers)
+        if (quantizers.size() > 1 || quantizer != "none") out += " --quant " + quoted(quantizer);
     return out;
 }
 
@@ -177,15 +192,21 @@ std::string promptOptions(const PromptSpec& prompt, const char* option, const st
     return out;
 }
 
+std::string benchOptions(const BenchSpec& bench) {
+    return " --ctx " + std::to_string(bench.context) + " --new " + std::to_string(bench.newTokens) + " --warmup " + std::to_string(bench.warmup) + " --repeats " +
+           std::to_string(bench.repeats);
+}
+
 } // namespace
 
 const char* name(RunKind kind) { return kindNames[static_cast<int>(kind)]; }
 
 std::string laneText(const LaneSpec& lane) {
     const Budget& budget = lane.policy.budget;
-    const std::string text = lane.policy.text();
-    if (lane.policy.id == "full" && budget == Budget()) return text;
-    return text + (budget.kind == Budget::Kind::ratio ? "@" + number(budget.compressionRatio) : "@b" + std::to_string(budget.tokens));
+    std::string text = lane.policy.text();
+    if (lane.policy.id != "full" || budget != Budget())
+        text += budget.kind == Budget::Kind::ratio ? "@" + number(budget.compressionRatio) : "@b" + std::to_string(budget.tokens);
+    return lane.policy.quant == QuantSpec() ? text : text + "~" + lane.policy.quant.text();
 }
 
 std::string jobToJson(const Job& job) {
@@ -200,9 +221,11 @@ std::string jobToJson(const Job& job) {
     out["sampler"] = written(job.sampler);
     out["score"] = written(job.score);
     out["generate"] = written(job.generate);
+    if (job.generate.explain.empty()) out["generate"].erase("explain"); // likewise
     out["ppl"] = written(job.ppl);
     out["needle"] = written(job.needle);
     out["bench"] = written(job.bench);
+    if (job.suite != SuiteSpec()) out["suite"] = written(job.suite); // younger than the first sessions: written where it says something
     out["trace"] = written(job.trace);
     out["seed"] = job.seed;
     out["command_line"] = jsonOfBytes(job.commandLine);
@@ -240,6 +263,7 @@ Job jobFromJson(const std::string& json) {
     readSection(object, "ppl", job.ppl);
     readSection(object, "needle", job.needle);
     readSection(object, "bench", job.bench);
+    readSection(object, "suite", job.suite);
     readSection(object, "trace", job.trace);
     object.read("seed", job.seed);
     object.read("command_line", job.commandLine);
@@ -259,13 +283,16 @@ std::string commandLineOf(const Job& job, const std::string& modelPath, const st
     case RunKind::generate:
         out += promptOptions(job.prompt, "--prompt-file", textFile) + " --max-new " + std::to_string(job.generate.maxNew);
         if (job.generate.ignoreEos) out += " --ignore-eos";
+        for (const int position : job.generate.explain) out += " --explain " + std::to_string(position);
         if (job.sampler.temperature != 0.0) out += " --temperature " + number(job.sampler.temperature);
         if (job.sampler.topP != 1.0) out += " --top-p " + number(job.sampler.topP);
         break;
     case RunKind::ppl:
+    case RunKind::suite:
         out += promptOptions(job.prompt, "--text-file", textFile) + " --max-length " + std::to_string(job.ppl.maxLength) +
                " --prefix-ratio " + number(job.ppl.prefixRatio) + " --windows " + std::to_string(job.ppl.windows);
         if (!job.ppl.includeBoundary) out += " --no-boundary";
+        if (job.kind == RunKind::suite) out += job.suite.bench ? benchOptions(job.bench) : " --no-bench";
         break;
     case RunKind::needle:
         out += " --lengths " + rangeOrList(job.needle.lengths) + " --depths " + depthsText(job.needle.depths) + " --keys " +
@@ -275,8 +302,7 @@ std::string commandLineOf(const Job& job, const std::string& modelPath, const st
         if (!job.needle.haystack.empty()) out += " --haystack-file " + quotedPath(textFile.empty() ? "haystack.txt" : textFile);
         break;
     case RunKind::bench:
-        out += " --ctx " + std::to_string(job.bench.context) + " --new " + std::to_string(job.bench.newTokens) + " --warmup " +
-               std::to_string(job.bench.warmup) + " --repeats " + std::to_string(job.bench.repeats);
+        out += benchOptions(job.bench);
         break;
     }
     return out + laneOptions(job);

@@ -11,7 +11,7 @@
 
 namespace keepsight {
 
-enum class RunKind { score, generate, needle, ppl, bench };
+enum class RunKind { score, generate, needle, ppl, bench, suite };
 
 struct PromptSpec {
     std::string text;                      // UTF-8; refused if it holds NUL bytes or is not UTF-8
@@ -42,6 +42,7 @@ struct ScoreSpec {
 struct GenerateSpec {
     int maxNew = 64;
     bool ignoreEos = false;
+    std::vector<int> explain; // positions whose fate is told for every layer, head and selection
     bool operator==(const GenerateSpec&) const = default;
 };
 
@@ -70,6 +71,12 @@ struct BenchSpec {
     bool operator==(const BenchSpec&) const = default;
 };
 
+// Suite: ppl and bench of every lane in one table.
+struct SuiteSpec {
+    bool bench = true; // false: perplexity and bytes only
+    bool operator==(const SuiteSpec&) const = default;
+};
+
 struct TraceOptions {
     int attentionBins = 128;    // per side, ≤ 256; 0: no maps. Maps are per KV head (mean of its query heads)
     bool retention = true;
@@ -79,13 +86,14 @@ struct TraceOptions {
 struct Job {
     RunKind kind = RunKind::score;
     PromptSpec prompt;
-    std::vector<LaneSpec> lanes; // ppl, bench and needle: one per policy × budget
+    std::vector<LaneSpec> lanes; // ppl, bench, suite and needle: one per policy × budget × quantizer
     SamplerSpec sampler;
     ScoreSpec score;
     GenerateSpec generate;
     PplSpec ppl;
     NeedleSpec needle;
     BenchSpec bench;
+    SuiteSpec suite;
     TraceOptions trace;
     std::uint64_t seed = 0;
     std::string commandLine; // filled by commandLineOf() if empty
@@ -96,7 +104,7 @@ const char* name(RunKind kind);
 std::string jobToJson(const Job& job);
 Job jobFromJson(const std::string& json); // throws EngineError
 
-// One lane as --lane takes it: "snapkv:window=16@0.5" (share removed), "h2o@b128" (tokens kept), "full".
+// One lane as --lane takes it: "snapkv:window=16@0.5" (share removed), "h2o@b128" (tokens kept), "full", "knorm@0.5~kivi:bits=4" (packed).
 std::string laneText(const LaneSpec& lane);
 
 // The keepsight-cli line that repeats the job; texts longer than a line are named by file: textFile, or "prompt.txt" if empty.

@@ -33,14 +33,18 @@ std::string laneNote(const Lane& lane) {
         note += ", " + std::to_string(budget.tokens) + " tokens kept per head";
     else if (budget.compressionRatio > 0)
         note += ", " + plain(100 * budget.compressionRatio) + " % removed";
+    if (lane.policy.quant != QuantSpec()) note += ", stored by " + lane.policy.quant.text();
     return note;
 }
 
 std::string laneTitle(const Lane& lane) {
     const Budget& budget = lane.policy.budget;
     std::string text = lane.label + " " + lane.policy.text();
-    if (budget.kind == Budget::Kind::tokens) return text + " @" + std::to_string(budget.tokens);
-    return budget.compressionRatio > 0 ? text + " −" + plain(100 * budget.compressionRatio) + " %" : text;
+    if (budget.kind == Budget::Kind::tokens)
+        text += " @" + std::to_string(budget.tokens);
+    else if (budget.compressionRatio > 0)
+        text += " −" + plain(100 * budget.compressionRatio) + " %";
+    return lane.policy.quant == QuantSpec() ? text : text + " ~" + lane.policy.quant.text();
 }
 
 // The lane in focus and its numbers, checked.
@@ -294,7 +298,7 @@ PictureData pareto(const Trace& trace) {
     data.axes = {{"run", "", 0, 1, {}}, {"", "", 0, 1, {"KV bytes", "perplexity"}}};
     for (const Measurement& m : trace.measurements) {
         const double bytes = m.number("kv_bytes"), value = m.number("ppl");
-        if (m.kind != "ppl" || std::isnan(bytes) || std::isnan(value)) continue;
+        if ((m.kind != "ppl" && m.kind != "suite") || std::isnan(bytes) || std::isnan(value)) continue;
         data.values.insert(data.values.end(), {bytes, value});
         const bool known = m.lane.value >= 0 && static_cast<std::size_t>(m.lane.value) < trace.lanes.size();
         data.axes[0].labels.push_back(known ? laneTitle(trace.lanes[static_cast<std::size_t>(m.lane.value)]) : m.text("policy"));

@@ -117,24 +117,44 @@ struct FieldWriter {
 
 } // namespace
 
+namespace {
+
+OrderedJson paramsToJson(const std::map<std::string, std::string>& params) {
+    OrderedJson out = OrderedJson::object();
+    for (const auto& [key, value] : params)
+        out[key] = jsonOfBytes(value);
+    return out;
+}
+
+void readParams(StrictObject& object, std::map<std::string, std::string>& out) {
+    const OrderedJson* params = object.take("params");
+    if (!params) return;
+    if (!params->is_object()) throw EngineError(object.path("params") + ": expected an object");
+    for (const auto& [key, param] : params->items())
+        StrictObject::convert(param, out[key], object.path("params") + "." + key);
+}
+
+} // namespace
+
 OrderedJson policyToJson(const PolicySpec& policy) {
-    OrderedJson params = OrderedJson::object();
-    for (const auto& [key, value] : policy.params)
-        params[key] = jsonOfBytes(value);
     OrderedJson budget = {{"kind", budgetKinds[static_cast<int>(policy.budget.kind)]}};
     budget["compression_ratio"] = policy.budget.compressionRatio;
     budget["tokens"] = policy.budget.tokens;
-    return {{"id", jsonOfBytes(policy.id)}, {"params", params}, {"budget", budget}};
+    OrderedJson out = {{"id", jsonOfBytes(policy.id)}, {"params", paramsToJson(policy.params)}, {"budget", budget}};
+    if (policy.quant != QuantSpec()) out["quant"] = {{"id", jsonOfBytes(policy.quant.id)}, {"params", paramsToJson(policy.quant.params)}};
+    return out;
 }
 
 PolicySpec policyFromJson(const OrderedJson& value, const std::string& what) {
     StrictObject object(value, what);
     PolicySpec policy;
     object.read("id", policy.id);
-    if (const OrderedJson* params = object.take("params")) {
-        if (!params->is_object()) throw EngineError(what + ".params: expected an object");
-        for (const auto& [key, param] : params->items())
-            StrictObject::convert(param, policy.params[key], what + ".params." + key);
+    readParams(object, policy.params);
+    if (const OrderedJson* quant = object.take("quant")) {
+        StrictObject inner(*quant, what + ".quant");
+        inner.read("id", policy.quant.id);
+        readParams(inner, policy.quant.params);
+        inner.finish();
     }
     if (const OrderedJson* budget = object.take("budget")) {
         StrictObject inner(*budget, what + ".budget");

@@ -10,7 +10,9 @@ int Budget::resolve(std::int64_t tokensSeen) const {
     return static_cast<int>(std::max<std::int64_t>(1, kept));
 }
 
-std::string PolicySpec::text() const {
+namespace {
+
+std::string specText(const std::string& id, const std::map<std::string, std::string>& params) {
     std::string out = id;
     char separator = ':';
     for (const auto& [key, value] : params) {
@@ -19,5 +21,10 @@ std::string PolicySpec::text() const {
     }
     return out;
 }
+
+} // namespace
+
+std::string PolicySpec::text() const { return specText(id, params); }
+std::string QuantSpec::text() const { return specText(id, params); }
 
 } // namespace keepsight

@@ -11,14 +11,15 @@ namespace keepsight {
 enum class PolicyKind { evict, admit, attend }; // frees stored tokens; never stores some; stores all, attends to some
 
 struct ParamInfo {
-    enum class Type { integer, real, choice };
+    enum class Type { integer, real, choice, reals, file }; // reals: numbers separated by '/'; file: a path, empty: none
     std::string name;                 // as typed in --policy id:name=value
     Type type = Type::integer;
     std::string initial;              // default, canonical text
-    double low = 0, high = 0;         // inclusive; integer and real only
+    double low = 0, high = 0;         // inclusive; integer, real and reals only
     std::vector<std::string> choices; // choice only
     std::string unit;                 // "tokens", "" …
     std::string help;                 // one sentence
+    bool odd = false;                 // integer only: even numbers are refused
 };
 
 struct PolicyInfo {
@@ -29,6 +30,7 @@ struct PolicyInfo {
     std::string paper;                // "SnapKV, arXiv:2404.14469"; empty: none
     std::vector<ParamInfo> params;
     bool usesBudget = true;           // false: `full`
+    std::string quant;                // the quantizer it is made for, taken where none is chosen; empty: none
 };
 
 // Kept tokens per layer and KV head: B = floor(T·(1−c)) or `tokens`; T = tokens at prefill end, or seen so far for each_step policies.
@@ -42,12 +44,29 @@ struct Budget {
     bool operator==(const Budget&) const = default;
 };
 
+// How a cache stores what the policy keeps. "none": in the model's own number type.
+struct QuantInfo {
+    std::string id;
+    std::vector<std::string> aliases;
+    std::string summary; // one sentence
+    std::string paper;   // empty: none
+    std::vector<ParamInfo> params;
+};
+
+struct QuantSpec {
+    std::string id = "none";
+    std::map<std::string, std::string> params; // only what differs from the defaults, canonical text
+    bool operator==(const QuantSpec&) const = default;
+    std::string text() const; // "kivi:bits=2"; "none"
+};
+
 struct PolicySpec {
     std::string id = "full";
     std::map<std::string, std::string> params; // only what differs from the defaults, canonical text
     Budget budget;
+    QuantSpec quant; // how the cache stores what is kept
     bool operator==(const PolicySpec&) const = default;
-    std::string text() const; // "snapkv:kernel=7,window=32", without the budget; "full"
+    std::string text() const; // "snapkv:kernel=7,window=32", without budget and quantizer; "full"
 };
 
 } // namespace keepsight

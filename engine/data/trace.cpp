@@ -159,7 +159,8 @@ std::shared_ptr<const Trace> withPreview(const Trace& trace, LaneIndex laneIndex
     evict.kind = StepRecord::Kind::evict;
     evict.firstPosition = length;
     const std::int64_t rows = std::max<std::int64_t>(1, static_cast<std::int64_t>(layers) * heads);
-    evict.kvBytes = evict.allocatedBytes = trace.model.kvBytesPerToken * entries / rows;
+    evict.kvBytes = evict.allocatedBytes = sets.bitsPerValue > 0 ? static_cast<std::int64_t>(static_cast<double>(2 * entries * trace.model.config.headDim) * sets.bitsPerValue / 8)
+                                                                 : trace.model.kvBytesPerToken * entries / rows;
 
     lane.policy = policy;
     lane.generated.clear();

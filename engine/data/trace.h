@@ -166,6 +166,7 @@ struct Trace {
 // Positions kept per layer and KV head, ascending: what a budget slider previews.
 struct KeptSets {
     std::vector<std::vector<std::vector<Position>>> kept; // [layers][kvHeads]
+    double bitsPerValue = 0; // as a quantizer packs them, its residual left out; 0: the model's own type
     std::string notice;
 };
 

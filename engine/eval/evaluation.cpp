@@ -85,7 +85,7 @@ Measurement rowFor(const EvalContext& context, std::size_t lane, std::string kin
     for (const auto& [name, value] : spec.params) params += (params.empty() ? "" : ",") + name + "=" + value;
     row.set("policy", spec.id);
     row.set("params", params);
-    row.set("quant", std::string("none"));
+    row.set("quant", spec.quant.text());
     row.set("compression_ratio", spec.budget.kind == Budget::Kind::ratio ? Measurement::Value(spec.budget.compressionRatio) : Measurement::Value());
     row.set("budget", spec.budget.kind == Budget::Kind::tokens ? Measurement::Value(static_cast<std::int64_t>(spec.budget.tokens)) : Measurement::Value());
     return row;
@@ -103,15 +103,18 @@ LaneRun startLanes(EvalContext& context, std::span<const TokenId> prompt, std::i
     meter.stage("prefill");
     run.snapshot = Snapshot::prefill(context.model, prompt, options, context.stop, [&](std::int64_t done) { meter.at(done); });
     if (context.prefilled) context.prefilled(run.snapshot);
-    if (run.bin > 0) // somebody looks on: scores of every policy now (2 % of a prefill), so that a first preview is as fast as the others
+    if (run.bin > 0) { // somebody looks on: scores of policies now, so that a first preview is as fast as the others; as many as 5 % of the prefill allow
+        const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double, std::milli>(0.05 * run.snapshot->milliseconds());
         for (const PolicyEntry& entry : policyRegistry()) {
             if (context.stop.stop_requested()) throw Cancelled{};
+            if (std::chrono::steady_clock::now() > until) break;
             PolicySpec spec;
             spec.id = entry.info.id;
             spec.budget = Budget::removed(0.5);
             const std::unique_ptr<const Policy> policy = makePolicy(spec);
             if (run.snapshot->serves(*policy)) run.snapshot->choose(*policy);
         }
+    }
     recordPrefillMaps(*run.snapshot, context.sink);
 
     const CacheStats whole = run.snapshot->cache().stats();
@@ -125,8 +128,8 @@ LaneRun startLanes(EvalContext& context, std::span<const TokenId> prompt, std::i
         step.allocatedBytes = whole.allocatedBytes;
         context.sink.add(index, step);
 
-        BranchOptions branch;
-        branch.headroom = totalTokens - static_cast<std::int64_t>(prompt.size()) + 1;
+        BranchOptions branch = branchOptions(context, lane, totalTokens - static_cast<std::int64_t>(prompt.size()) + 1);
+        branch.explain = context.job.generate.explain;
         branch.mapBin = run.bin;
         if (run.bin > 0) {
             branch.mapRows = static_cast<int>((totalTokens - static_cast<std::int64_t>(prompt.size()) + run.bin - 1) / run.bin);
@@ -148,6 +151,20 @@ LaneRun startLanes(EvalContext& context, std::span<const TokenId> prompt, std::i
         run.last.push_back(eviction);
     }
     return run;
+}
+
+BranchOptions branchOptions(const EvalContext& context, std::size_t lane, std::int64_t headroom) {
+    BranchOptions options;
+    options.headroom = headroom;
+    options.recordEvictions = false;
+    options.quantizer = context.quantizers[lane];
+    return options;
+}
+
+double bitsPerValue(const EvalContext& context, const KvCache& cache) {
+    std::int64_t entries = 0;
+    for (int l = 0; l < cache.layers(); ++l) entries += cache.layer(LayerIndex{l}).total();
+    return entries > 0 ? 8.0 * static_cast<double>(cache.stats().storedBytes) / (2.0 * static_cast<double>(entries) * context.model.config().headDim) : NotMeasured;
 }
 
 at::Tensor stepLane(EvalContext& context, LaneRun& run, std::size_t lane, TokenId token, double nll) {

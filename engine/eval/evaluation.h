@@ -23,11 +23,13 @@ struct EvalContext {
     std::vector<TokenId> stopTokens;
     const Job& job;
     std::vector<std::shared_ptr<const Policy>> policies; // one per lane of the job
+    std::vector<std::shared_ptr<const Quantizer>> quantizers; // as policies; null: none
     TraceSink& sink;
     std::stop_token stop;
     const OnProgress& progress;
     Trace header;                                        // run, model, lanes; a job fills tokens' prefillLength and calls sink.begin(header)
     std::function<void(std::shared_ptr<const Snapshot>)> prefilled; // shares the prefill with previews
+    const Trace* resume = nullptr;                       // an earlier, unfinished recording of the same job; null: none
 };
 
 using Evaluation = void (*)(EvalContext&); // returns when complete; throws Cancelled or EngineError
@@ -66,6 +68,11 @@ LaneRun startLanes(EvalContext& context, std::span<const TokenId> prompt, std::i
 // Feeds one token to a lane and records the step. nll: of that token, known before it was fed. Returns the next logits [vocab].
 at::Tensor stepLane(EvalContext& context, LaneRun& run, std::size_t lane, TokenId token, double nll);
 
+// Options of a lane's branch with its quantizer; `headroom` tokens will be appended.
+BranchOptions branchOptions(const EvalContext& context, std::size_t lane, std::int64_t headroom);
+// Bits per stored value of a lane's kept entries, everything counted: 8 · bytes / values.
+double bitsPerValue(const EvalContext& context, const KvCache& cache);
+
 double median(std::vector<double> values);          // NaN if empty
 double quantile(std::vector<double> values, double q); // linear interpolation; NaN if empty
 
@@ -74,5 +81,6 @@ void runGenerate(EvalContext& context);
 void runPerplexity(EvalContext& context);
 void runNeedle(EvalContext& context);
 void runBench(EvalContext& context);
+void runSuite(EvalContext& context);
 
 } // namespace keepsight

@@ -9,6 +9,34 @@
 #include <cmath>
 
 namespace keepsight {
+namespace {
+
+Measurement explanationRow(const EvalContext& context, std::size_t lane, const Explanation& e) {
+    const auto orNothing = [](int value) { return value < 0 ? Measurement::Value() : Measurement::Value(static_cast<std::int64_t>(value)); };
+    Measurement row;
+    row.kind = "explain";
+    row.lane = LaneIndex{static_cast<std::int32_t>(lane)};
+    row.set("lane", context.job.lanes[lane].label);
+    row.set("position", static_cast<std::int64_t>(e.position));
+    row.set("layer", static_cast<std::int64_t>(e.layer.value));
+    row.set("head", static_cast<std::int64_t>(e.head.value));
+    row.set("step", static_cast<std::int64_t>(e.step.value));
+    row.set("kept", e.kept);
+    row.set("protected_by", e.protectedBy);
+    row.set("score", e.score);
+    row.set("rank", orNothing(e.rank > 0 ? e.rank : -1));
+    row.set("candidates", static_cast<std::int64_t>(e.candidates));
+    row.set("slots", static_cast<std::int64_t>(e.slots));
+    row.set("cutoff", e.cutoff);
+    row.set("margin", e.margin);
+    row.set("last_kept", orNothing(e.lastKept));
+    row.set("budget", static_cast<std::int64_t>(e.budget));
+    row.set("budget_needed", orNothing(e.budgetNeeded));
+    row.set("note", e.note);
+    return row;
+}
+
+} // namespace
 
 void runGenerate(EvalContext& context) {
     const Job& job = context.job;
@@ -87,7 +115,8 @@ void runGenerate(EvalContext& context) {
 
     for (std::size_t lane = 0; lane < lanes; ++lane) {
         const State& s = states[lane];
-        const Branch& branch = *run.branches[lane];
+        Branch& branch = *run.branches[lane];
+        for (const Explanation& e : branch.takeExplanations()) context.sink.add(explanationRow(context, lane, e));
         const double prefillMs = run.snapshot->milliseconds(), ttftMs = prefillMs + branch.selectMilliseconds() + s.sampleMs;
         double decodeMs = 0;
         for (const double ms : s.stepMs) decodeMs += ms;

@@ -29,6 +29,16 @@ double needleShare(const KvCache& cache, Position begin, Position end) {
     return all > 0 ? static_cast<double>(held) / static_cast<double>(all) : NotMeasured;
 }
 
+// The rows of a cell that an earlier, interrupted recording of the job has.
+std::vector<Measurement> doneBefore(const Trace* trace, int length, double depth, int key) {
+    std::vector<Measurement> out;
+    if (trace)
+        std::ranges::copy_if(trace->measurements, std::back_inserter(out), [&](const Measurement& m) {
+            return m.kind == "needle" && m.number("length") == length && m.number("depth") == depth && m.number("key_index") == key;
+        });
+    return out;
+}
+
 } // namespace
 
 void runNeedle(EvalContext& context) {
@@ -53,15 +63,18 @@ void runNeedle(EvalContext& context) {
         for (const double depth : spec.depths) {
             for (int key = 0; key < spec.keys; ++key) {
                 meter.stage("needle cell " + std::to_string(++cell) + " of " + std::to_string(cells));
+                if (const std::vector<Measurement> before = doneBefore(context.resume, length, depth, key); before.size() == lanes) {
+                    for (const Measurement& row : before) context.sink.add(row);
+                    meter.at(done += length);
+                    continue;
+                }
                 const PasskeyPrompt prompt = makePasskey(context.tokenizer, length, depth, key, spec.digits, context.job.seed, spec.haystack, context.frame);
                 std::vector<TokenId> prefill = prompt.context;
                 if (spec.queryAware) prefill.insert(prefill.end(), prompt.question.begin(), prompt.question.end());
                 const auto snapshot = Snapshot::prefill(context.model, prefill, prefillOptionsFor(context.policies, static_cast<std::int64_t>(prefill.size())),
                                                         context.stop, [&](std::int64_t n) { meter.at(done + n * 9 / 10); });
                 for (std::size_t lane = 0; lane < lanes; ++lane) {
-                    BranchOptions options;
-                    options.headroom = static_cast<std::int64_t>(prompt.question.size()) + answerTokens;
-                    options.recordEvictions = false;
+                    const BranchOptions options = branchOptions(context, lane, static_cast<std::int64_t>(prompt.question.size()) + answerTokens);
                     const auto begin = std::chrono::steady_clock::now();
                     Branch branch(context.model, snapshot, context.policies[lane], options);
                     const double share = needleShare(branch.cache(), prompt.needleBegin, prompt.needleEnd);

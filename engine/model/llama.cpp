@@ -66,12 +66,15 @@ public:
 
     at::Tensor forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows,
                        std::stop_token stop) const override;
-    at::Tensor losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, KvCache& cache, LayerObserver* observer,
+    at::Tensor losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, std::span<const PassLane> lanes,
                       std::stop_token stop) const override;
 
 private:
     void load();
-    at::Tensor layers(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, std::stop_token stop) const; // [S, hidden]
+    at::Tensor layers(std::span<const TokenId> ids, Position first, std::span<const PassLane> lanes, std::stop_token stop) const; // [lanes · S, hidden]
+    at::Tensor attend(LayerIndex index, const at::Tensor& qkv, const at::Tensor& positions, const PassLane& lane) const;           // [S, queryHeads · D]
+    at::Tensor attendTo(const std::vector<std::int32_t>& chosen, const at::Tensor& plainQueries, const KvCache::Dense& stored, const CacheLayer& held,
+                        const at::Tensor& positions, double scale, ops::AttentionStats* stats) const;
     const Matrix& head() const { return m_config.tiedEmbeddings ? m_embedding : m_head; }
     std::string fileName(int layer, std::string_view gguf, std::string_view huggingFace) const;
     at::Tensor mapped(const WeightTensor& t) const;
@@ -203,10 +206,9 @@ void Llama::load() {
     }
 }
 
-at::Tensor Llama::layers(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, std::stop_token stop) const {
+at::Tensor Llama::layers(std::span<const TokenId> ids, Position first, std::span<const PassLane> lanes, std::stop_token stop) const {
     const ModelConfig& c = m_config;
-    const auto count = static_cast<std::int64_t>(ids.size());
-    const double scale = 1.0 / std::sqrt(static_cast<double>(c.headDim));
+    const auto count = static_cast<std::int64_t>(ids.size()), width = static_cast<std::int64_t>(lanes.size());
     at::Tensor idTensor = at::empty({count}, at::kLong);
     for (std::int64_t i = 0; i < count; ++i) {
         const TokenId id = ids[static_cast<std::size_t>(i)];
@@ -215,42 +217,18 @@ at::Tensor Llama::layers(std::span<const TokenId> ids, Position first, KvCache& 
                               std::to_string(c.vocab));
         idTensor.data_ptr<std::int64_t>()[i] = id;
     }
-    at::Tensor positions = at::arange(first, first + count, at::kInt).to(m_device);
+    const at::Tensor positions = at::arange(first, first + count, at::kInt).to(m_device);
     at::Tensor x = m_embedding.rows(idTensor.to(m_device), m_dtype); // [S, hidden]
+    if (width > 1) x = x.repeat({width, 1});
 
     for (int i = 0; i < c.layers; ++i) {
         if (stop.stop_requested()) throw Cancelled{};
         const Layer& layer = m_layers[static_cast<std::size_t>(i)];
-        const LayerIndex index{i};
-        const at::Tensor qkv = layer.qkv.apply(ops::rms_norm(x, layer.attentionNorm, c.normEps)).view({count, c.queryHeads + 2 * c.kvHeads, c.headDim}).transpose(0, 1);
-        at::Tensor q = qkv.narrow(0, 0, c.queryHeads), k = qkv.narrow(0, c.queryHeads, c.kvHeads);
-        const at::Tensor v = qkv.narrow(0, c.queryHeads + c.kvHeads, c.kvHeads);
-
-        at::Tensor keys; // [kvHeads, C, D] after RoPE
-        if (cache.rope() == RopeMode::original) {
-            const at::Tensor rotated = ops::rope(qkv.narrow(0, 0, c.queryHeads + c.kvHeads), positions, m_inverse);
-            q = rotated.narrow(0, 0, c.queryHeads);
-            cache.append(index, rotated.narrow(0, c.queryHeads, c.kvHeads), v, positions);
-            keys = cache.layer(index).keys;
-        } else {
-            // Kept tokens are renumbered 0 … T−1 when they are read, and the queries take the last S of these slots.
-            const at::Tensor slotsBefore = cache.layer(index).lengths; // [kvHeads]
-            const at::Tensor querySlots =
-                (slotsBefore.repeat_interleave(c.groupSize()).unsqueeze(1) + at::arange(count, at::TensorOptions().dtype(at::kInt).device(m_device)).unsqueeze(0))
-                    .to(at::kInt);
-            q = ops::rope(q, querySlots, m_inverse);
-            cache.append(index, k, v, positions);
-            const CacheLayer& held = cache.layer(index);
-            const at::Tensor slots = at::arange(held.capacity(), at::TensorOptions().dtype(at::kInt).device(m_device));
-            keys = ops::rope(held.keys, slots, m_inverse);
-        }
-
-        ops::AttentionStats* stats = observer ? observer->wanted(index, cache, count) : nullptr;
-        const CacheLayer& held = cache.layer(index);
-        const at::Tensor attended = ops::attention(q, keys, held.values, held.positions, held.lengths, positions, scale, stats);
-        if (observer) observer->afterAttention({index, c, held, q, positions, keys, scale, stats ? stats->lastRows : at::Tensor()}, cache);
-
-        x = layer.output.apply(attended).add_(x);
+        const at::Tensor qkv = layer.qkv.apply(ops::rms_norm(x, layer.attentionNorm, c.normEps));
+        std::vector<at::Tensor> attended;
+        for (std::int64_t lane = 0; lane < width; ++lane)
+            attended.push_back(attend(LayerIndex{i}, qkv.narrow(0, lane * count, count), positions, lanes[static_cast<std::size_t>(lane)]));
+        x = layer.output.apply(width > 1 ? at::cat(attended) : attended.front()).add_(x);
         const at::Tensor normed = ops::rms_norm(x, layer.mlpNorm, c.normEps);
         const at::Tensor both = layer.gateUp.in() ? layer.gateUp.apply(normed) : at::cat({layer.gate.apply(normed), layer.up.apply(normed)}, 1);
         x = layer.down.apply(ops::silu_mul(both)).add_(x);
@@ -258,28 +236,87 @@ at::Tensor Llama::layers(std::span<const TokenId> ids, Position first, KvCache& 
     return x;
 }
 
+// One layer's attention of one lane. projected: [S, (queryHeads + 2·kvHeads)·D], before RoPE.
+at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at::Tensor& positions, const PassLane& lane) const {
+    const ModelConfig& c = m_config;
+    KvCache& cache = lane.cache;
+    LayerObserver* observer = lane.observer;
+    const std::int64_t count = projected.size(0);
+    const double scale = 1.0 / std::sqrt(static_cast<double>(c.headDim));
+    const at::Tensor qkv = projected.view({count, c.queryHeads + 2 * c.kvHeads, c.headDim}).transpose(0, 1);
+    const at::Tensor plain = qkv.narrow(0, 0, c.queryHeads), v = qkv.narrow(0, c.queryHeads + c.kvHeads, c.kvHeads);
+    at::Tensor q; // [queryHeads, S, D] after RoPE
+    if (!cache.plainKeys()) {
+        const at::Tensor rotated = ops::rope(qkv.narrow(0, 0, c.queryHeads + c.kvHeads), positions, m_inverse);
+        q = rotated.narrow(0, 0, c.queryHeads);
+        cache.append(index, rotated.narrow(0, c.queryHeads, c.kvHeads), v, positions);
+    } else {
+        if (cache.rope() == RopeMode::cacheRelative) { // the queries take the slots of their own entries
+            const at::Tensor before = cache.layer(index).lengths.repeat_interleave(c.groupSize()).unsqueeze(1);
+            q = ops::rope(plain, (before + at::arange(count, before.options()).unsqueeze(0)).to(at::kInt), m_inverse);
+        } else {
+            q = ops::rope(plain, positions, m_inverse);
+        }
+        cache.append(index, qkv.narrow(0, c.queryHeads, c.kvHeads), v, positions);
+    }
+    const CacheLayer& held = cache.layer(index);
+    at::Tensor attended;
+    std::optional<std::vector<std::int32_t>> chosen;
+    if (observer && cache.rope() == RopeMode::cacheRelative && observer->choosesEntries()) {
+        const KvCache::Dense stored = cache.plain(index);
+        chosen = observer->attend({index, c, held, plain, positions, stored.keys, stored.values, scale, {}, m_inverse, nullptr, plain});
+        if (chosen) attended = attendTo(*chosen, plain, stored, held, positions, scale, observer->wanted(index, cache, count));
+    }
+    if (!chosen) {
+        const KvCache::Dense dense = cache.attended(index, m_inverse);
+        ops::AttentionStats* stats = observer ? observer->wanted(index, cache, count) : nullptr;
+        attended = ops::attention(q, dense.keys, dense.values, held.positions, held.lengths, positions, scale, stats);
+        if (observer)
+            observer->afterAttention({index, c, held, q, positions, dense.keys, dense.values, scale, stats ? stats->lastRows : at::Tensor(), m_inverse, nullptr, plain},
+                                     cache);
+    }
+    cache.settle(index);
+    return attended;
+
+}
+
+// Attention over a subset of the entries, renumbered from 0; the newest S of them are the queries' own.
+at::Tensor Llama::attendTo(const std::vector<std::int32_t>& chosen, const at::Tensor& plainQueries, const KvCache::Dense& stored, const CacheLayer& held,
+                           const at::Tensor& positions, double scale, ops::AttentionStats* stats) const {
+    const auto size = static_cast<std::int64_t>(chosen.size()), count = plainQueries.size(1);
+    const auto ints = at::TensorOptions().dtype(at::kInt).device(m_device);
+    const at::Tensor index = at::tensor(chosen, at::kInt).to(m_device).expand({m_config.kvHeads, size}).contiguous();
+    const at::Tensor counts = at::full({m_config.kvHeads}, static_cast<std::int32_t>(size), ints);
+    const at::Tensor keys = ops::rope(ops::gather_entries(stored.keys, index, counts, size), at::arange(size, ints), m_inverse);
+    const at::Tensor values = ops::gather_entries(stored.values, index, counts, size), own = ops::gather_entries(held.positions, index, counts, size);
+    const at::Tensor q = ops::rope(plainQueries, at::arange(size - count, size, ints), m_inverse);
+    return ops::attention(q, keys, values, own, counts, positions, scale, stats);
+}
+
 at::Tensor Llama::forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows, std::stop_token stop) const {
-    at::Tensor x = layers(ids, first, cache, observer, stop);
+    const PassLane lane{cache, observer};
+    at::Tensor x = layers(ids, first, std::span(&lane, 1), stop);
     if (rows == LogitRows::none) return {};
     if (rows == LogitRows::last) x = x.narrow(0, x.size(0) - 1, 1);
     return head().apply(ops::rms_norm(x, m_finalNorm, m_config.normEps)).to(at::kFloat);
 }
 
-at::Tensor Llama::losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, KvCache& cache, LayerObserver* observer,
+at::Tensor Llama::losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, std::span<const PassLane> lanes,
                          std::stop_token stop) const {
     constexpr std::int64_t Slice = 3584; // vocabulary rows: weights and logits of a 512-token block stay near the processor
-    const auto count = static_cast<std::int64_t>(ids.size());
-    const at::Tensor wanted = at::tensor(at::IntArrayRef(std::vector<std::int64_t>(targets.begin(), targets.end())), at::kLong).to(m_device);
-    const at::Tensor x = ops::rms_norm(layers(ids, first, cache, observer, stop), m_finalNorm, m_config.normEps);
-    at::Tensor total, chosen = at::zeros({count}, wanted.options().dtype(at::kFloat)); // log Σ exp so far; the target's logit
+    const auto width = static_cast<std::int64_t>(lanes.size());
+    const at::Tensor wanted = at::tensor(at::IntArrayRef(std::vector<std::int64_t>(targets.begin(), targets.end())), at::kLong).to(m_device).repeat({width});
+    const at::Tensor x = ops::rms_norm(layers(ids, first, lanes, stop), m_finalNorm, m_config.normEps);
+    at::Tensor total, chosen = at::zeros({x.size(0)}, wanted.options().dtype(at::kFloat)); // log Σ exp so far; the target's logit
     for (std::int64_t begin = 0; begin < m_config.vocab; begin += Slice) {
+        if (stop.stop_requested()) throw Cancelled{};
         const std::int64_t rows = std::min<std::int64_t>(Slice, m_config.vocab - begin);
-        const at::Tensor logits = head().slice(begin, rows).apply(x).to(at::kFloat); // [S, rows]
+        const at::Tensor logits = head().slice(begin, rows).apply(x).to(at::kFloat); // [lanes · S, rows]
         const at::Tensor part = at::logsumexp(logits, 1), inside = (wanted >= begin) & (wanted < begin + rows);
         chosen = at::where(inside, logits.gather(1, (wanted - begin).clamp(0, rows - 1).unsqueeze(1)).squeeze(1), chosen);
         total = total.defined() ? at::logaddexp(total, part) : part;
     }
-    return total - chosen;
+    return (total - chosen).view({width, -1});
 }
 
 } // namespace

@@ -7,10 +7,18 @@
 #include "kernels/bind/ops.h"
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <stop_token>
 
 namespace keepsight {
+
+// First and second moments of a layer's prompt queries before RoPE (expected_attention).
+struct QueryMoments {
+    at::Tensor sum;      // [queryHeads, headDim] fp64
+    at::Tensor products; // [queryHeads, headDim, headDim] fp64: Σ q qᵀ
+    std::int64_t count = 0;
+};
 
 // What an observer of a forward pass sees of one layer, right after its attention. H heads, S new queries, C capacity, D head_dim.
 struct LayerView {
@@ -19,9 +27,13 @@ struct LayerView {
     const CacheLayer& entries;        // with the new tokens appended
     at::Tensor queries;               // [queryHeads, S, headDim] newest S tokens, after RoPE
     at::Tensor queryPositions;        // [S] int32
-    at::Tensor keys;                  // [kvHeads, C, headDim] as attended to: after RoPE in either mode
+    at::Tensor keys;                  // [kvHeads, C, headDim] as attended to: unpacked, after RoPE in either mode
+    at::Tensor values;                // [kvHeads, C, headDim] as attended to
     double scale = 1.0;               // of the logits: 1/√D
     at::Tensor rows;                  // [queryHeads, R, C] weights of the last R queries, if they were collected
+    at::Tensor inverseFrequencies;    // [headDim/2] fp32
+    const QueryMoments* moments = nullptr; // of the prompt, if they were collected
+    at::Tensor plainQueries;          // queries before RoPE; only during a forward pass
 
     // Weights of the last `count` queries over the held entries, [queryHeads, count, C] fp32: collected ones, else recomputed from queries.
     at::Tensor lastRows(std::int64_t count) const;
@@ -34,9 +46,19 @@ public:
     // Called after the new entries were appended, so that statistics can be sized to the capacity.
     virtual ops::AttentionStats* wanted(LayerIndex, KvCache&, std::int64_t /*newTokens*/) { return nullptr; }
     virtual void afterAttention(const LayerView&, KvCache&) {}
+    virtual bool choosesEntries() const { return false; }
+    // If so: the entries that the coming queries attend to, one ascending set for all heads, the newest S among them; nullopt: all. Only asked where
+    // the cache is cacheRelative: keys are before RoPE, the chosen ones are renumbered from 0.
+    virtual std::optional<std::vector<std::int32_t>> attend(const LayerView&) { return std::nullopt; }
 };
 
 enum class LogitRows { none, last, all };
+
+// One of several caches that the same tokens pass.
+struct PassLane {
+    KvCache& cache;
+    LayerObserver* observer = nullptr;
+};
 
 // Thrown out of forward() when the stop token fires; jobs turn it into Outcome::cancelled.
 struct Cancelled {};
@@ -52,9 +74,10 @@ public:
     // The stop token is looked at before every layer.
     virtual at::Tensor forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows,
                                std::stop_token stop = {}) const = 0;
-    // The same pass for scoring: −log p(targets[i] | … ids[i]) in nats, [S] fp32. The [S, vocab] logits are never held, only a slice of
-    // the vocabulary at a time, which stays in the processor's cache.
-    virtual at::Tensor losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, KvCache& cache, LayerObserver* observer,
+    // The same pass for scoring, over several caches at once: −log p(targets[i] | … ids[i]) in nats, [lanes, S] fp32. Weights are read and
+    // unpacked once for all of them. The [S, vocab] logits are never held, only a slice of the vocabulary at a time, which stays in the
+    // processor's cache.
+    virtual at::Tensor losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, std::span<const PassLane> lanes,
                               std::stop_token stop = {}) const = 0;
 
     // `file` must outlive the model: weights may be used where they are mapped.

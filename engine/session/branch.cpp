@@ -53,7 +53,10 @@ Branch::Branch(const Model& model, std::shared_ptr<const Snapshot> snapshot, std
       m_cache(model.config(), model.dtype(), model.device(), m_policy->rope()), m_seen(static_cast<Position>(m_snapshot->length())) {
     const auto begin = std::chrono::steady_clock::now();
     m_needs = m_policy->needs(m_snapshot->length());
-    Snapshot::Choice choice = m_snapshot->choose(*m_policy);
+    Snapshot::Choice choice = m_snapshot->choose(*m_policy, m_options.quantizer.get());
+    m_memories = std::move(choice.memories);
+    m_windowed = m_needs.lastRows > 1 && !m_needs.decodeSums && m_policy->schedule().everySteps > 0;
+    m_window.resize(m_memories.size());
     m_notice = choice.notice;
     m_keptEverything = choice.everything;
     if (options.recordEvictions && !choice.everything)
@@ -61,7 +64,18 @@ Branch::Branch(const Model& model, std::shared_ptr<const Snapshot> snapshot, std
             auto gone = leftOut(LayerIndex{l}, m_snapshot->cache().layer(LayerIndex{l}), choice.selections[static_cast<std::size_t>(l)]);
             std::move(gone.begin(), gone.end(), std::back_inserter(m_evictions));
         }
-    m_cache = m_snapshot->cache().branch(choice.selections, m_policy->rope(), options.headroom, m_snapshot->inverseFrequencies());
+    for (const Position position : m_options.explain)
+        for (int l = 0; l < m_cache.layers(); ++l)
+            for (int h = 0; h < model.config().kvHeads; ++h)
+                if (position < m_snapshot->length())
+                    m_explanations.push_back(m_snapshot->explain(*m_policy, m_options.quantizer.get(), LayerIndex{l}, HeadIndex{h}, position));
+    m_cache = m_snapshot->cache().branch(choice.selections, m_policy->rope(), options.headroom, m_snapshot->inverseFrequencies(), m_options.quantizer);
+    if (m_windowed)
+        for (int l = 0; l < m_cache.layers(); ++l) {
+            const at::Tensor& queries = m_snapshot->view(LayerIndex{l}).queries;
+            const std::int64_t rows = std::min<std::int64_t>(m_needs.lastRows, queries.size(1));
+            m_window[static_cast<std::size_t>(l)] = queries.narrow(1, queries.size(1) - rows, rows);
+        }
     if (m_needs.decodeSums)
         for (int l = 0; l < m_cache.layers(); ++l) {
             const auto i = static_cast<std::size_t>(l);
@@ -82,11 +96,16 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
     return logits.defined() ? logits.to(at::kCPU) : logits;
 }
 
-at::Tensor Branch::losses(std::span<const TokenId> ids, std::span<const TokenId> targets, std::stop_token stop) {
-    m_evict = false;
-    const Position first = m_seen;
-    m_seen += static_cast<Position>(ids.size());
-    return m_model.losses(ids, targets, first, m_cache, this, stop).to(at::kCPU);
+at::Tensor Branch::losses(std::span<const std::unique_ptr<Branch>> branches, std::span<const TokenId> ids, std::span<const TokenId> targets,
+                          std::stop_token stop) {
+    std::vector<PassLane> lanes;
+    const Position first = branches.front()->m_seen;
+    for (const auto& branch : branches) {
+        branch->m_evict = false;
+        branch->m_seen += static_cast<Position>(ids.size());
+        lanes.push_back({branch->m_cache, branch.get()});
+    }
+    return branches.front()->m_model.losses(ids, targets, first, lanes, stop).to(at::kCPU);
 }
 
 ops::AttentionStats* Branch::wanted(LayerIndex index, KvCache& cache, std::int64_t) {
@@ -94,7 +113,7 @@ ops::AttentionStats* Branch::wanted(LayerIndex index, KvCache& cache, std::int64
     const CacheLayer& layer = cache.layer(index);
     m_stats = {};
     bool any = false;
-    if (m_evict && m_needs.decodeSums) {
+    if (m_evict && m_needs.decodeSums && m_needs.sum == RowSum::attention) {
         m_stats.columnSum = layer.memory.at(Statistic);
         any = true;
     }
@@ -113,22 +132,70 @@ ops::AttentionStats* Branch::wanted(LayerIndex index, KvCache& cache, std::int64
     return any ? &m_stats : nullptr;
 }
 
-// view → score → select → compact, once per layer, right after its attention.
-void Branch::afterAttention(const LayerView& view, KvCache& cache) {
-    const Schedule schedule = m_policy->schedule();
-    if (!m_evict || schedule.everySteps == 0 || m_steps % schedule.everySteps != 0 || m_policy->skips(view.layer)) return;
-    const auto begin = std::chrono::steady_clock::now();
-    const CacheLayer& layer = cache.layer(view.layer);
-    const Plan plan = m_policy->plan(layer.maxHeld(), m_policy->budget(m_seen));
-    if (layer.maxHeld() > plan.keep) {
-        const at::Tensor statistic = m_needs.decodeSums ? layer.memory.at(Statistic) : at::Tensor();
-        const at::Tensor scores = m_policy->score(view, plan, statistic);
-        const Selection selection = select(scores, layer.held, plan);
-        if (m_options.recordEvictions) { // recorded before it is applied
-            auto gone = leftOut(view.layer, layer, selection);
-            std::move(gone.begin(), gone.end(), std::back_inserter(m_evictions));
+Place Branch::place(LayerIndex layer, std::int64_t held, std::int64_t fresh) const {
+    return {layer, m_cache.layers(), held, m_seen, fresh, m_options.quantizer.get(), &m_model.config()};
+}
+
+std::optional<std::vector<std::int32_t>> Branch::attend(const LayerView& view) {
+    const Place here = place(view.layer, view.entries.maxHeld(), view.queries.size(1));
+    return m_policy->attend(view, here, m_memories[static_cast<std::size_t>(view.layer.value)].get());
+}
+
+// The view with the newest lastRows queries instead of this call's alone.
+LayerView Branch::withWindow(const LayerView& view) {
+    if (!m_windowed) return view;
+    at::Tensor& window = m_window[static_cast<std::size_t>(view.layer.value)];
+    const at::Tensor all = at::cat({window, view.queries}, 1);
+    const std::int64_t rows = std::min<std::int64_t>(m_needs.lastRows, all.size(1));
+    window = all.narrow(1, all.size(1) - rows, rows).clone();
+    LayerView out{view.layer,  view.config, view.entries, window,
+                  at::arange(m_seen - rows, m_seen, view.queryPositions.options()),
+                  view.keys,   view.values, view.scale,   {},
+                  view.inverseFrequencies, nullptr, {}};
+    return out;
+}
+
+void Branch::explain(const LayerView& view, const Plan& plan, const Place& here, const at::Tensor& scores, const Selection& selection) {
+    for (const Position position : m_options.explain) {
+        const at::Tensor positions = view.entries.positions.to(at::kCPU).contiguous();
+        for (std::size_t h = 0; h < view.entries.held.size(); ++h) {
+            const std::int32_t* row = positions.data_ptr<std::int32_t>() + static_cast<std::int64_t>(h) * positions.size(1);
+            const std::int32_t* found = std::lower_bound(row, row + view.entries.held[h], position);
+            if (found == row + view.entries.held[h] || *found != position) continue; // evicted earlier, or still to come
+            const HeadIndex head{static_cast<std::int32_t>(h)};
+            Explanation e = explainEntry(scores, view.entries, plan, selection, head, static_cast<std::int32_t>(found - row));
+            e.layer = view.layer;
+            e.step = Step{static_cast<std::int32_t>(m_steps + 1)};
+            m_policy->amend(e, view, here, plan);
+            m_explanations.push_back(std::move(e));
         }
-        cache.compact(view.layer, selection);
+    }
+}
+
+// view → score → select → compact, once per layer, right after its attention.
+void Branch::afterAttention(const LayerView& given, KvCache& cache) {
+    const Schedule schedule = m_policy->schedule();
+    if (!m_evict || m_policy->skips(given.layer)) return;
+    const auto begin = std::chrono::steady_clock::now();
+    CacheLayer& layer = cache.layer(given.layer);
+    if (m_needs.decodeSums && m_needs.sum != RowSum::attention) {
+        at::Tensor& statistic = layer.memory.at(Statistic);
+        statistic.add_(outputChange(given, m_needs.sum, given.queries.size(1)));
+    }
+    const LayerView view = withWindow(given);
+    if (schedule.everySteps > 0 && m_steps % schedule.everySteps == 0) {
+        const Place here = place(view.layer, layer.maxHeld(), given.queries.size(1));
+        const Plan plan = m_policy->planFor(here);
+        if (m_policy->decides(here, plan, layer.total(), m_model.config().kvHeads)) {
+            const at::Tensor scores = m_policy->score(view, plan, m_needs.decodeSums ? layer.memory.at(Statistic) : at::Tensor());
+            const Selection selection = m_policy->choose(view, here, plan, scores, m_memories[static_cast<std::size_t>(view.layer.value)].get(), nullptr);
+            explain(view, plan, here, scores, selection);
+            if (m_options.recordEvictions) { // recorded before it is applied
+                auto gone = leftOut(view.layer, layer, selection);
+                std::move(gone.begin(), gone.end(), std::back_inserter(m_evictions));
+            }
+            cache.compact(view.layer, selection);
+        }
     }
     m_policyMilliseconds += millisecondsSince(begin);
 }

@@ -9,6 +9,8 @@ struct BranchOptions {
     std::int64_t headroom = 64;   // tokens that will be appended
     int mapBin = 0, mapRows = 0, mapCols = 0; // attention maps of the rows after the prefill; mapBin 0: none
     bool recordEvictions = true;
+    std::shared_ptr<const Quantizer> quantizer; // how the lane stores its cache; null: as it comes
+    std::vector<Position> explain;              // tokens whose fate takeExplanations() tells
 };
 
 class Branch final : private LayerObserver {
@@ -24,13 +26,15 @@ public:
     };
     // Since the last call; first the ones after the prefill.
     std::vector<Eviction> takeEvictions() { return std::exchange(m_evictions, {}); }
+    // Of every selection since the last call that had one of BranchOptions::explain before it; layer by layer, head by head.
+    std::vector<Explanation> takeExplanations() { return std::exchange(m_explanations, {}); }
 
     // Feeds ids behind all tokens seen; with `evict` the policy's schedule applies after each layer's attention.
     // Logits fp32 [rows, vocab] on the CPU. Throws Cancelled: the branch is then unusable.
     at::Tensor feed(std::span<const TokenId> ids, LogitRows rows, bool evict, std::stop_token stop);
 
-    // Feeds ids without eviction and gives the loss of targets[i] after ids[i], [S] fp32 on the CPU.
-    at::Tensor losses(std::span<const TokenId> ids, std::span<const TokenId> targets, std::stop_token stop);
+    // Feeds ids without eviction to branches of one snapshot and gives the loss of targets[i] after ids[i], [branches, S] fp32 on the CPU.
+    static at::Tensor losses(std::span<const std::unique_ptr<Branch>> branches, std::span<const TokenId> ids, std::span<const TokenId> targets, std::stop_token stop);
 
     const KvCache& cache() const { return m_cache; }
     const Policy& policy() const { return *m_policy; }
@@ -44,6 +48,11 @@ public:
 private:
     ops::AttentionStats* wanted(LayerIndex layer, KvCache& cache, std::int64_t newTokens) override;
     void afterAttention(const LayerView& view, KvCache& cache) override;
+    bool choosesEntries() const override { return m_policy->kind() == PolicyKind::attend; }
+    std::optional<std::vector<std::int32_t>> attend(const LayerView& view) override;
+    Place place(LayerIndex layer, std::int64_t held, std::int64_t fresh) const;
+    LayerView withWindow(const LayerView& view);
+    void explain(const LayerView& view, const Plan& plan, const Place& here, const at::Tensor& scores, const Selection& selection);
 
     const Model& m_model;
     std::shared_ptr<const Snapshot> m_snapshot;
@@ -57,6 +66,10 @@ private:
     std::string m_notice;
     double m_selectMilliseconds = 0, m_policyMilliseconds = 0;
     std::vector<Eviction> m_evictions;
+    std::vector<Explanation> m_explanations;
+    std::vector<std::shared_ptr<LayerMemory>> m_memories; // per layer
+    std::vector<at::Tensor> m_window; // per layer [queryHeads, ≤ lastRows, headDim]: newest queries, where the policy votes with them while decoding
+    bool m_windowed = false;
     std::vector<at::Tensor> m_maps;
     ops::AttentionStats m_stats;
 };

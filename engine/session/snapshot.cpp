@@ -14,9 +14,21 @@ PrefillOptions prefillOptionsFor(std::span<const std::shared_ptr<const Policy>> 
     for (const auto& policy : policies) {
         const Needs needs = policy->needs(promptTokens);
         out.lastRows = std::max(out.lastRows, needs.lastRows);
-        out.columnSums |= needs.columnSums;
+        if (needs.columnSums && needs.sum == RowSum::attention) out.columnSums = true;
+        if (needs.columnSums && needs.sum != RowSum::attention) out.sums.insert(needs.sum);
+        out.queryMoments = std::max(out.queryMoments, needs.queryMoments);
     }
     return out;
+}
+
+at::Tensor outputChange(const LayerView& view, RowSum sum, std::int64_t rows) {
+    const std::int64_t have = view.queries.size(1);
+    static const std::map<RowSum, ops::OutputChange> kinds = {{RowSum::value, ops::OutputChange::value},
+                                                              {RowSum::key, ops::OutputChange::key},
+                                                              {RowSum::joint, ops::OutputChange::joint},
+                                                              {RowSum::independent, ops::OutputChange::independent}};
+    return ops::output_change(view.queries.narrow(1, have - rows, rows), view.keys, view.values, view.entries.positions, view.entries.lengths,
+                              view.queryPositions.narrow(0, have - rows, rows), view.scale, kinds.at(sum));
 }
 
 // Collects queries, column sums and maps while the prompt runs through the model.
@@ -30,8 +42,9 @@ public:
         m_stats = {};
         const auto options = at::TensorOptions().dtype(at::kFloat).device(m_s.m_inverse.device());
         if (m_s.m_options.columnSums) {
-            if (!m_s.m_columnSums[i].defined()) m_s.m_columnSums[i] = at::zeros({m_s.m_config->queryHeads, cache.layer(layer).capacity()}, options);
-            m_stats.columnSum = m_s.m_columnSums[i];
+            at::Tensor& sums = m_s.m_sums.at(RowSum::attention)[i];
+            if (!sums.defined()) sums = at::zeros({m_s.m_config->queryHeads, cache.layer(layer).capacity()}, options);
+            m_stats.columnSum = sums;
         }
         if (m_s.m_options.mapBin > 0) {
             const std::int64_t bins = (m_s.m_length + m_s.m_options.mapBin - 1) / m_s.m_options.mapBin;
@@ -44,6 +57,13 @@ public:
 
     void afterAttention(const LayerView& view, KvCache&) override {
         const std::int64_t rows = m_s.m_options.lastRows, fresh = view.queries.size(1);
+        const auto i = static_cast<std::size_t>(view.layer.value);
+        for (const RowSum sum : m_s.m_options.sums) {
+            at::Tensor& sums = m_s.m_sums.at(sum)[i];
+            const at::Tensor more = outputChange(view, sum, fresh);
+            sums = sums.defined() ? sums.add_(more) : more;
+        }
+        if (m_s.m_options.queryMoments >= 0) addMoments(view, m_s.m_moments[i]);
         if (rows == 0) return;
         at::Tensor& kept = m_s.m_queries[static_cast<std::size_t>(view.layer.value)];
         if (fresh >= rows) {
@@ -56,6 +76,14 @@ public:
     }
 
 private:
+    void addMoments(const LayerView& view, QueryMoments& moments) const {
+        const at::Tensor counted = view.plainQueries.index_select(1, at::nonzero(view.queryPositions >= m_s.m_options.queryMoments).squeeze(1)).to(at::kDouble);
+        const at::Tensor sum = counted.sum(1), products = at::matmul(counted.transpose(1, 2), counted);
+        moments.sum = moments.count ? moments.sum + sum : sum;
+        moments.products = moments.count ? moments.products + products : products;
+        moments.count += counted.size(1);
+    }
+
     Snapshot& m_s;
     ops::AttentionStats m_stats;
 };
@@ -72,7 +100,9 @@ std::shared_ptr<const Snapshot> Snapshot::prefill(const Model& model, std::span<
     s->m_options.lastRows = static_cast<int>(std::min<std::int64_t>(options.lastRows, s->m_length));
     s->m_inverse = model.inverseFrequencies();
     s->m_queries.resize(layers);
-    s->m_columnSums.resize(layers);
+    if (options.columnSums) s->m_sums[RowSum::attention].resize(layers);
+    for (const RowSum sum : options.sums) s->m_sums[sum].resize(layers);
+    s->m_moments.resize(layers);
     s->m_maps.resize(layers);
     for (int l = 0; l < model.config().layers; ++l) s->m_cache.reserve(LayerIndex{l}, std::max(s->m_length, options.reserve));
 
@@ -94,52 +124,113 @@ std::shared_ptr<const Snapshot> Snapshot::prefill(const Model& model, std::span<
 }
 
 LayerView Snapshot::view(LayerIndex layer) const {
+    const auto i = static_cast<std::size_t>(layer.value);
     const CacheLayer& entries = m_cache.layer(layer);
-    return {layer, *m_config, entries, m_queries[static_cast<std::size_t>(layer.value)], m_queryPositions, entries.keys,
-            1.0 / std::sqrt(static_cast<double>(m_config->headDim)), {}};
+    return {layer, *m_config, entries, m_queries[i], m_queryPositions, entries.keys, entries.values, 1.0 / std::sqrt(static_cast<double>(m_config->headDim)), {}, m_inverse,
+            m_options.queryMoments >= 0 ? &m_moments[i] : nullptr, {}};
+}
+
+Place Snapshot::place(LayerIndex layer, const Quantizer* quantizer) const {
+    Place place = Place::afterPrompt(m_length, layer, m_cache.layers());
+    place.quantizer = quantizer;
+    place.config = m_config;
+    return place;
 }
 
 bool Snapshot::serves(const Policy& policy) const {
     const Needs needs = policy.needs(m_length);
-    return needs.lastRows <= m_options.lastRows && (!needs.columnSums || m_options.columnSums);
+    const bool sums = !needs.columnSums || (needs.sum == RowSum::attention ? m_options.columnSums : m_options.sums.contains(needs.sum));
+    return needs.lastRows <= m_options.lastRows && sums && (needs.queryMoments < 0 || needs.queryMoments == m_options.queryMoments);
 }
 
-std::shared_ptr<const Snapshot::Scored> Snapshot::scored(const Policy& policy, const Plan& plan) const {
-    const std::string key = policy.spec().text() + "#" + policy.scoreKey(plan);
+std::shared_ptr<const Snapshot::Scored> Snapshot::scored(const Policy& policy, const Plan& plan, LayerIndex layer) const {
+    const std::string key = std::to_string(layer.value) + "#" + policy.spec().text() + "#" + policy.scoreKey(plan);
     {
         const std::lock_guard lock(m_mutex);
         if (const auto found = m_scored.find(key); found != m_scored.end()) return found->second;
     }
     if (!serves(policy)) throw EngineError("policy " + policy.spec().id + ": the prefill did not collect the attention statistics it needs");
+    const Needs needs = policy.needs(m_length);
+    const LayerView layerView = view(layer);
     const auto fresh = std::make_shared<Scored>();
-    for (int l = 0; l < m_cache.layers(); ++l) {
-        const LayerView layerView = view(LayerIndex{l});
-        const at::Tensor statistic = policy.statistic(layerView, plan, m_columnSums[static_cast<std::size_t>(l)]);
-        const at::Tensor score = policy.score(layerView, plan, statistic);
-        fresh->statistics.push_back(statistic);
-        fresh->scores.push_back(score.defined() ? score.to(at::kCPU, at::kFloat).contiguous() : score);
-    }
+    const at::Tensor sums = needs.columnSums ? m_sums.at(needs.sum)[static_cast<std::size_t>(layer.value)] : at::Tensor();
+    fresh->statistic = policy.statistic(layerView, plan, sums);
+    const at::Tensor score = policy.score(layerView, plan, fresh->statistic);
+    fresh->scores = score.defined() ? score.to(at::kCPU, at::kFloat).contiguous() : score;
     const std::lock_guard lock(m_mutex);
     return m_scored.try_emplace(key, fresh).first->second;
 }
 
-Snapshot::Choice Snapshot::choose(const Policy& policy) const {
+Snapshot::Choice Snapshot::choose(const Policy& policy, const Quantizer* quantizer) const {
     Choice choice;
-    const int layers = m_cache.layers();
-    const int budget = policy.budget(m_length);
-    const Plan plan = policy.plan(m_length, budget);
-    // A policy that goes on evicting while decoding carries its statistic from here, even if nothing has to go yet.
-    const bool evicts = policy.schedule().afterPrefill && plan.keep < m_length;
-    const std::shared_ptr<const Scored> all = evicts || policy.needs(m_length).decodeSums ? scored(policy, plan) : nullptr;
-    for (int l = 0; l < layers; ++l) {
-        const std::vector<std::int32_t>& held = m_cache.layer(LayerIndex{l}).held;
-        const bool whole = !evicts || policy.skips(LayerIndex{l});
-        choice.selections.push_back(whole ? Selection::all(held) : select(all->scores[static_cast<std::size_t>(l)], held, plan, &choice.notice));
-        choice.statistics.push_back(all ? all->statistics[static_cast<std::size_t>(l)] : at::Tensor());
-        choice.everything &= whole;
+    const bool carries = policy.needs(m_length).decodeSums;
+    for (int l = 0; l < m_cache.layers(); ++l) {
+        const LayerIndex layer{l};
+        const CacheLayer& entries = m_cache.layer(layer);
+        const Place here = place(layer, quantizer);
+        const Plan plan = policy.planFor(here);
+        std::shared_ptr<LayerMemory> memory = policy.remember();
+        const bool chooses = policy.schedule().afterPrefill && !policy.skips(layer) && policy.decides(here, plan, entries.total(), m_config->kvHeads);
+        // A policy that goes on evicting while decoding carries its statistic from here, even if nothing has to go yet.
+        const std::shared_ptr<const Scored> all = chooses || carries ? scored(policy, plan, layer) : nullptr;
+        choice.selections.push_back(chooses ? policy.choose(view(layer), here, plan, all->scores, memory.get(), &choice.notice) : Selection::all(entries.held));
+        choice.statistics.push_back(all ? all->statistic : at::Tensor());
+        choice.memories.push_back(std::move(memory));
+        if (chooses && !plan.notice.empty()) choice.notice = plan.notice;
+        for (std::size_t h = 0; h < entries.held.size(); ++h)
+            choice.everything &= static_cast<std::int32_t>(choice.selections.back().keep[h].size()) == entries.held[h];
     }
-    if (evicts && !plan.notice.empty()) choice.notice = plan.notice;
     return choice;
+}
+
+Explanation Snapshot::explain(const Policy& policy, const Quantizer* quantizer, LayerIndex layer, HeadIndex head, Position position) const {
+    Explanation out;
+    out.position = position;
+    out.layer = layer;
+    out.head = head;
+    out.step = Step{1};
+    const CacheLayer& entries = m_cache.layer(layer);
+    const Place here = place(layer, quantizer);
+    const Plan plan = policy.planFor(here);
+    if (position < 0 || position >= m_length) return out;
+    if (!policy.schedule().afterPrefill || policy.skips(layer) || !policy.decides(here, plan, entries.total(), m_config->kvHeads)) {
+        out.found = out.kept = true;
+        out.budget = entries.held[static_cast<std::size_t>(head.value)];
+        out.note = "Nothing had to go in this layer after the prefill.";
+        return out;
+    }
+    const auto chosen = [&](const Policy& with) {
+        const Plan p = with.planFor(here);
+        const std::unique_ptr<LayerMemory> memory = with.remember();
+        const auto all = scored(with, p, layer);
+        return std::pair(all, with.choose(view(layer), here, p, all->scores, memory.get(), nullptr));
+    };
+    const auto [all, selection] = chosen(policy);
+    out = explainEntry(all->scores, entries, plan, selection, head, position); // before any eviction, entry = position
+    out.layer = layer;
+    out.step = Step{1};
+    policy.amend(out, view(layer), here, plan);
+
+    // The smallest budget that keeps it, by halving: more budget never drops a token for plain scores, and nearly never for split ones.
+    const auto keptWith = [&](int tokens) {
+        PolicySpec spec = policy.spec();
+        spec.budget = Budget::kept(tokens);
+        const std::unique_ptr<const Policy> other = makePolicy(spec);
+        const Plan p = other->planFor(here);
+        if (!other->decides(here, p, entries.total(), m_config->kvHeads)) return true;
+        const Selection wider = chosen(*other).second;
+        const std::vector<std::int32_t>& keep = wider.keep[static_cast<std::size_t>(head.value)];
+        return std::binary_search(keep.begin(), keep.end(), position);
+    };
+    if (!policyEntry(policy.spec().id).info.usesBudget) return out;
+    int low = 0, high = static_cast<int>(m_length); // not kept with low, kept with high
+    if (!keptWith(high)) return out;
+    while (high - low > 1) {
+        const int middle = low + (high - low) / 2;
+        (keptWith(middle) ? high : low) = middle;
+    }
+    out.budgetNeeded = high;
+    return out;
 }
 
 } // namespace keepsight

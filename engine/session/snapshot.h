@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <span>
 #include <stop_token>
 #include <vector>
@@ -17,13 +18,18 @@ namespace keepsight {
 
 struct PrefillOptions {
     int lastRows = 0;          // query vectors kept of that many last tokens
-    bool columnSums = false;
+    bool columnSums = false;   // RowSum::attention
+    std::set<RowSum> sums;     // the others, each one more pass over the prompt's queries
+    int queryMoments = -1;     // moments of the queries before RoPE, without that many first tokens; −1: none
     int mapBin = 0;            // tokens per bin of the attention maps; 0: none
     std::int64_t reserve = 0;  // entries per head to make room for; at least the prompt
 };
 
 // What several policies need together, for a prompt of that length.
 PrefillOptions prefillOptionsFor(std::span<const std::shared_ptr<const Policy>> policies, std::int64_t promptTokens);
+
+// Σ over the view's last `rows` queries of the output change that RowSum names, [queryHeads, C].
+at::Tensor outputChange(const LayerView& view, RowSum sum, std::int64_t rows);
 
 class Snapshot {
 public:
@@ -43,22 +49,27 @@ public:
     const at::Tensor& inverseFrequencies() const { return m_inverse; }
 
     // What `policy` keeps right after this prefill. Scores are computed once per policy and reused for every budget. Thread-safe.
+    // quantizer: of the lane, whose equal_memory turns the budget into more tokens; null: none.
     struct Choice {
         std::vector<Selection> selections;   // per layer
         std::vector<at::Tensor> statistics;  // per layer, as Policy::statistic; undefined: none
+        std::vector<std::shared_ptr<LayerMemory>> memories; // per layer, as Policy::remember; null: none
         std::string notice;
         bool everything = true;              // nothing is dropped
     };
-    Choice choose(const Policy& policy) const;
+    Choice choose(const Policy& policy, const Quantizer* quantizer = nullptr) const;
+    // The same choice in one layer, explained for one token of one head.
+    Explanation explain(const Policy& policy, const Quantizer* quantizer, LayerIndex layer, HeadIndex head, Position position) const;
     // False if this prefill did not collect what the policy needs.
     bool serves(const Policy& policy) const;
 
 private:
     explicit Snapshot(KvCache cache) : m_cache(std::move(cache)) {}
     struct Scored {
-        std::vector<at::Tensor> scores, statistics; // per layer
+        at::Tensor scores, statistic; // scores on the host
     };
-    std::shared_ptr<const Scored> scored(const Policy& policy, const Plan& plan) const;
+    std::shared_ptr<const Scored> scored(const Policy& policy, const Plan& plan, LayerIndex layer) const;
+    Place place(LayerIndex layer, const Quantizer* quantizer) const;
 
     KvCache m_cache;
     const ModelConfig* m_config = nullptr;
@@ -67,7 +78,8 @@ private:
     double m_milliseconds = 0;
     at::Tensor m_lastLogits, m_inverse, m_queryPositions;
     std::vector<at::Tensor> m_queries;    // per layer [queryHeads, lastRows, headDim]
-    std::vector<at::Tensor> m_columnSums; // per layer [queryHeads, C]
+    std::map<RowSum, std::vector<at::Tensor>> m_sums; // per layer [queryHeads, C]
+    std::vector<QueryMoments> m_moments;
     std::vector<at::Tensor> m_maps;
     mutable std::mutex m_mutex;
     mutable std::map<std::string, std::shared_ptr<const Scored>> m_scored;
