@@ -22,6 +22,7 @@ struct Entry {
 
 Entry entries[] = {
     {"policies", "List the policies with their parameters and papers", addPolicies},
+    {"quantizers", "List the ways to store a cache in few bits, with their parameters and papers", addQuantizers},
     {"info", "Architecture, sizes, tokenizer and KV bytes per token of a model", addInfo},
     {"tokenize", "Turn text into token ids", addTokenize},
     {"logits", "Loss, arg-max and last logits of given ids, for checks against other implementations", addLogits},
@@ -29,6 +30,7 @@ Entry entries[] = {
     {"score", "Feed a text token by token and score each from what a policy still holds", addScore},
     {"ppl", "Suffix perplexity on a compressed cache", addPerplexity},
     {"bench", "Time prefill and decoding", addBench},
+    {"suite", "One table of policies × budgets × quantizers: suffix perplexity, bytes and decode times; resumes", addSuite},
     {"needle", "Hide a pass key at many lengths and depths and ask for it", addNeedle},
     {"replay", "Print or re-export what a session holds, without the model", addReplay},
     {"export", "Write the data behind the pictures of a session", addExport},

@@ -110,9 +110,12 @@ bool usesBudget(const std::string& id) {
     return true;
 }
 
-PolicySpec parseLane(const std::string& text) {
+PolicySpec parseLane(const std::string& whole) {
+    const std::size_t tilde = whole.find('~');
+    const std::string text = whole.substr(0, tilde);
     const std::size_t at = text.rfind('@');
     PolicySpec spec = Engine::parsePolicy(text.substr(0, at));
+    if (tilde != std::string::npos) spec.quant = Engine::parseQuant(std::string_view(whole).substr(tilde + 1));
     if (at == std::string::npos) return spec;
     const std::string_view budget = std::string_view(text).substr(at + 1);
     int tokens = 0;
@@ -195,18 +198,22 @@ void LaneOptions::add(CLI::App& app) {
     auto* budget = app.add_option("--budget", budgets, "Tokens kept per layer and KV head; a list, crossed with the policies")
                        ->delimiter(',')
                        ->allow_extra_args(false);
-    auto* lane = app.add_option("--lane", lanes, "POLICY@RATIO or POLICY@bTOKENS, repeatable, in place of --policy and budgets")
+    auto* lane = app.add_option("--lane", lanes, "POLICY@RATIO or POLICY@bTOKENS, with ~QUANTIZER behind it where the cache is packed; repeatable, in place of --policy, budgets and --quant")
                      ->allow_extra_args(false);
-    app.add_option("--quant", quantizers, "Quantizer of the cache: none")->allow_extra_args(false);
+    auto* quant = app.add_option("--quant", quantizers, "QUANTIZER[:name=value,…] of the cache, repeatable, crossed with the policies; see the command quantizers")
+                      ->allow_extra_args(false);
     ratio->excludes(budget);
-    lane->excludes(policy)->excludes(ratio)->excludes(budget);
+    lane->excludes(policy)->excludes(ratio)->excludes(budget)->excludes(quant);
 }
 
 LanePlan LaneOptions::plan() const {
-    for (const std::string& quantizer : quantizers)
-        if (quantizer != "none") throw UsageError("--quant: quantizer '" + quantizer + "' is not available; available: none");
+    std::vector<QuantSpec> quants;
+    std::transform(quantizers.begin(), quantizers.end(), std::back_inserter(quants), [](const std::string& text) { return Engine::parseQuant(text); });
+    if (quants.empty()) quants.emplace_back();
     LanePlan plan;
     const auto add = [&](PolicySpec spec) {
+        for (const PolicyInfo& info : Engine::policies()) // some policies are made for one quantizer
+            if (info.id == spec.id && spec.quant == QuantSpec() && !info.quant.empty()) spec.quant = Engine::parseQuant(info.quant);
         Engine::checkPolicy(spec);
         plan.lanes.push_back({labelOf(plan.lanes.size()), std::move(spec)});
         return plan.lanes.size() - 1;
@@ -226,15 +233,20 @@ LanePlan LaneOptions::plan() const {
     for (const std::string& text : policies.empty() ? std::vector<std::string>{"full"} : policies) {
         PolicySpec spec = Engine::parsePolicy(text);
         if (!usesBudget(spec.id)) {
-            const std::size_t lane = add(spec);
-            for (const Budget& budget : crossed)
-                plan.rows.push_back({lane, budget});
+            for (const QuantSpec& quant : quants) {
+                spec.quant = quant;
+                const std::size_t lane = add(spec);
+                for (const Budget& budget : crossed)
+                    plan.rows.push_back({lane, budget});
+            }
             continue;
         }
-        for (const Budget& budget : crossed) {
-            spec.budget = budget;
-            plan.rows.push_back({add(spec), budget});
-        }
+        for (const Budget& budget : crossed)
+            for (const QuantSpec& quant : quants) {
+                spec.budget = budget;
+                spec.quant = quant;
+                plan.rows.push_back({add(spec), budget});
+            }
     }
     return plan;
 }
@@ -256,6 +268,26 @@ void OutputOptions::check() const {
         if (file == session && fs::exists(file) && !fs::is_regular_file(file))
             throw EngineError("cannot record into '" + file + "': it is no regular file");
     }
+}
+
+void WindowOptions::add(CLI::App& app) {
+    app.add_option("--max-length", ppl.maxLength, "Tokens per window")->check(CLI::Range(4, 1 << 24))->capture_default_str();
+    app.add_option("--prefix-ratio", ppl.prefixRatio, "Share of a window that is prefilled")->check(realFrom(0.0, 1.0))->capture_default_str();
+    app.add_option("--windows", ppl.windows, "Windows at most; a last partial one is dropped")->check(CLI::Range(1, 1 << 24))->capture_default_str();
+    app.add_flag("--no-boundary", noBoundary, "Leave out the first suffix token, which is predicted before anything is removed");
+}
+
+PplSpec WindowOptions::read() const {
+    PplSpec out = ppl;
+    out.includeBoundary = !noBoundary;
+    return out;
+}
+
+void addBenchOptions(CLI::App& app, BenchSpec& bench) {
+    app.add_option("--ctx", bench.context, "Prompt tokens")->check(CLI::Range(1, 1 << 24))->capture_default_str();
+    app.add_option("--new", bench.newTokens, "Tokens to decode")->check(CLI::Range(1, 1 << 24))->capture_default_str();
+    app.add_option("--warmup", bench.warmup, "Runs before the timed ones")->check(CLI::Range(0, 1000))->capture_default_str();
+    app.add_option("--repeats", bench.repeats, "Timed runs; the median is reported")->check(CLI::Range(1, 100000))->capture_default_str();
 }
 
 std::string readText(const std::string& file) {

@@ -59,6 +59,16 @@ struct OutputOptions {
     bool textToStdout() const { return json != "-" && csv != "-"; }
 };
 
+// Windows of suffix perplexity.
+struct WindowOptions {
+    PplSpec ppl;
+    bool noBoundary = false;
+    void add(CLI::App& app);
+    PplSpec read() const;
+};
+
+void addBenchOptions(CLI::App& app, BenchSpec& bench);
+
 std::string readText(const std::string& file);                                      // "-": stdin; refuses NUL bytes and what is not UTF-8
 std::vector<TokenId> readIds(const std::string& file);                              // JSON array
 std::vector<int> parseIntegers(const std::string& text, const std::string& option); // "A:B:S" or "1,2,3"

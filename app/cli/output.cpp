@@ -137,10 +137,17 @@ std::size_t width(const std::string& text) { // code points, good enough for col
 
 } // namespace
 
-std::vector<Measurement> plannedRows(const Trace& trace, const LanePlan& plan) {
+std::vector<Measurement> rowsOf(const Trace& trace, const std::string& kind) {
     std::vector<Measurement> rows;
+    std::ranges::copy_if(trace.measurements, std::back_inserter(rows), [&](const Measurement& m) { return m.kind == kind; });
+    return rows;
+}
+
+std::vector<Measurement> plannedRows(const Trace& trace, const std::string& kind, const LanePlan& plan) {
+    std::vector<Measurement> rows;
+    const std::vector<Measurement> all = rowsOf(trace, kind);
     for (const auto& planned : plan.rows)
-        for (const Measurement& measured : trace.measurements) {
+        for (const Measurement& measured : all) {
             if (measured.lane.value != static_cast<std::int32_t>(planned.lane)) continue;
             Measurement row = measured;
             const bool ratio = planned.budget.kind == Budget::Kind::ratio;
@@ -170,6 +177,9 @@ OrderedJson resultsToJson(const std::string& kind, const Trace& trace, const Mod
     out["rows"] = OrderedJson::array();
     for (const Measurement& row : rows)
         out["rows"].push_back(rowToJson(row, model.config.kvHeads));
+    const std::vector<Measurement> explanations = rowsOf(trace, "explain");
+    for (const Measurement& row : explanations)
+        out["explanations"].push_back(rowToJson(row, model.config.kvHeads));
     return out;
 }
 

@@ -13,8 +13,9 @@ namespace keepsight::cli {
 
 using OrderedJson = nlohmann::ordered_json;
 
-// The trace's rows in the plan's order; a lane that stands for several budgets is repeated with each of them.
-std::vector<Measurement> plannedRows(const Trace& trace, const LanePlan& plan);
+// The trace's rows of that kind in the plan's order; a lane that stands for several budgets is repeated with each of them.
+std::vector<Measurement> plannedRows(const Trace& trace, const std::string& kind, const LanePlan& plan);
+std::vector<Measurement> rowsOf(const Trace& trace, const std::string& kind); // as recorded
 
 // {"schema":"keepsight.ppl/1","model":{…},"device","dtype",…,"rows":[…]}; NaN as null.
 OrderedJson resultsToJson(const std::string& kind, const Trace& trace, const ModelInfo& model, const std::vector<Measurement>& rows);

@@ -6,7 +6,9 @@
 #include "engine/data/picture.h"
 #include "engine/data/trace_file.h"
 
+#include <filesystem>
 #include <iostream>
+#include <optional>
 
 namespace keepsight::cli {
 
@@ -27,6 +29,26 @@ OpenedModel openModel(const Shell& shell, const ModelOption& model, ProgressLine
     return {std::move(engine)};
 }
 
+namespace {
+
+// The session at `path` if it holds a run of the same job on the same model that did not come to its end.
+std::optional<Trace> unfinishedRun(const std::string& path, const Job& job, Engine& engine, const Shell& shell) {
+    if (!std::filesystem::is_regular_file(path)) return std::nullopt;
+    try {
+        const std::shared_ptr<const Trace> trace = loadTrace(path);
+        Job before = jobFromJson(trace->run.jobJson);
+        before.commandLine = job.commandLine;
+        const bool whole = trace->run.finished && !trace->run.cancelled && trace->run.failure.empty();
+        if (whole || !(before == job) || trace->model.sha256 != engine.ensureHash(shell.interrupt.token()).sha256 || trace->run.dtype != engine.model().dtype)
+            return std::nullopt;
+        return *trace;
+    } catch (const EngineError&) {
+        return std::nullopt; // no session, or of a newer version: the run starts anew and replaces it
+    }
+}
+
+} // namespace
+
 int runJob(const Shell& shell, JobRequest request) {
     request.output.check();
     request.job.lanes = request.plan.lanes;
@@ -40,6 +62,12 @@ int runJob(const Shell& shell, JobRequest request) {
     const OpenedModel opened = openModel(shell, request.model, progress);
     if (!opened.engine) return ExitCancelled;
 
+    std::optional<Trace> resume;
+    if (request.resumes && !request.output.session.empty()) {
+        resume = unfinishedRun(request.output.session, request.job, *opened.engine, shell);
+        if (resume) shell.notice("going on with '" + request.output.session + "': " + std::to_string(resume->measurements.size()) + " results are there already");
+    }
+
     MemoryTrace memory;
     std::vector<TraceSink*> sinks{&memory};
     std::unique_ptr<TraceFileWriter> file;
@@ -51,14 +79,15 @@ int runJob(const Shell& shell, JobRequest request) {
     std::unique_ptr<TraceSink> follower;
     if (request.follow && (follower = request.follow(progress))) sinks.push_back(follower.get());
     TeeSink tee(sinks);
-    const Outcome outcome = opened.engine->run(request.job, tee, shell.interrupt.token(), [&](const Progress& p) { progress.show(p); });
+    const Outcome outcome = opened.engine->run(request.job, tee, shell.interrupt.token(), [&](const Progress& p) { progress.show(p); },
+                                              resume ? &*resume : nullptr);
     progress.clear();
 
     const auto trace = memory.snapshot();
     for (const Lane& lane : trace->lanes)
         if (!lane.notice.empty()) shell.notice("lane " + lane.label + " (" + laneText({lane.label, lane.policy}) + "): " + lane.notice);
-    const auto rows = plannedRows(*trace, request.plan);
     const std::string kind = name(request.job.kind);
+    const auto rows = plannedRows(*trace, kind, request.plan);
     if (!request.output.json.empty()) {
         const ModelInfo model = opened.engine->ensureHash(shell.interrupt.token());
         writeOutput(request.output.json, dump(resultsToJson(kind, *trace, model, rows)));

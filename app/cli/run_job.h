@@ -31,6 +31,7 @@ struct JobRequest {
     LanePlan plan;
     ModelOption model;
     OutputOptions output;
+    bool resumes = false;                                            // goes on with an unfinished recording of the same job in output.session
     std::string dumpRetained;                                        // file, or empty
     std::vector<std::string> columns;                                // of the table on stdout
     std::function<std::unique_ptr<TraceSink>(ProgressLine&)> follow; // optional: sees the records as they come

@@ -11,6 +11,7 @@ namespace keepsight::cli {
 using RunCommand = std::function<int(const Shell&)>;
 
 RunCommand addPolicies(CLI::App& app);
+RunCommand addQuantizers(CLI::App& app);
 RunCommand addInfo(CLI::App& app);
 RunCommand addTokenize(CLI::App& app);
 RunCommand addLogits(CLI::App& app);
@@ -18,6 +19,7 @@ RunCommand addGenerate(CLI::App& app);
 RunCommand addScore(CLI::App& app);
 RunCommand addPerplexity(CLI::App& app);
 RunCommand addBench(CLI::App& app);
+RunCommand addSuite(CLI::App& app);
 RunCommand addNeedle(CLI::App& app);
 RunCommand addReplay(CLI::App& app);
 RunCommand addExport(CLI::App& app);

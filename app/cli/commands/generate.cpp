@@ -66,6 +66,10 @@ RunCommand addGenerate(CLI::App& app) {
     app.add_option("--attention-bins", options->attentionBins, "Bins a side of the attention maps in the session; 0: none")
         ->check(CLI::Range(0, 256))
         ->capture_default_str();
+    app.add_option("--explain", options->generate.explain,
+                   "Tell for the token at this position, repeatable, why each layer and head kept or dropped it: score, rank, cutoff and who got its place")
+        ->check(CLI::Range(0, 1 << 24))
+        ->allow_extra_args(false);
     app.add_option("--dump-retained", options->dumpRetained, "Write the positions kept after the prefill and at the end as JSON");
     return [options](const Shell& shell) {
         JobRequest request;
@@ -84,9 +88,12 @@ RunCommand addGenerate(CLI::App& app) {
             request.follow = [](ProgressLine& progress) { return std::make_unique<StreamingSink>(progress); };
         request.text = [single](const Trace& trace) {
             std::string out;
-            if (single) return std::string(trace.lanes.empty() || trace.lanes[0].generated.empty() ? "" : "\n");
-            for (const Lane& lane : trace.lanes)
+            if (single) out = trace.lanes.empty() || trace.lanes[0].generated.empty() ? "" : "\n";
+            else for (const Lane& lane : trace.lanes)
                 out += "[" + lane.label + "] " + laneText({lane.label, lane.policy}) + "\n" + wholeText(lane) + "\n";
+            if (const std::vector<Measurement> why = rowsOf(trace, "explain"); !why.empty())
+                out += (out.empty() ? "" : "\n") + table(why, {"lane", "position", "layer", "head", "step", "kept", "protected_by", "score", "rank", "candidates", "cutoff",
+                                                               "margin", "last_kept", "budget", "budget_needed", "note"});
             return out;
         };
         return runJob(shell, std::move(request));

@@ -38,6 +38,7 @@ RunCommand addNeedle(CLI::App& app) {
         request.plan = options->lanes.plan();
         request.model = options->model;
         request.output = options->output;
+        request.resumes = true;
         request.columns = {"policy",    "params", "compression_ratio", "budget", "length",           "depth",
                            "key_index", "score",  "expected",          "answer", "kept_needle_share"};
         return runJob(shell, std::move(request));

@@ -7,82 +7,118 @@ namespace {
 
 const char* kindName(PolicyKind kind) { return kind == PolicyKind::evict ? "evict" : kind == PolicyKind::admit ? "admit" : "attend"; }
 
+const char* typeName(ParamInfo::Type type) {
+    switch (type) {
+    case ParamInfo::Type::integer: return "integer";
+    case ParamInfo::Type::real: return "real";
+    case ParamInfo::Type::choice: return "choice";
+    case ParamInfo::Type::reals: return "reals";
+    case ParamInfo::Type::file: return "file";
+    }
+    return "";
+}
+
+bool isNumber(const ParamInfo& p) { return p.type == ParamInfo::Type::integer || p.type == ParamInfo::Type::real; }
+
 OrderedJson parameterToJson(const ParamInfo& p) {
-    const bool choice = p.type == ParamInfo::Type::choice, integer = p.type == ParamInfo::Type::integer;
     OrderedJson initial = p.initial;
-    if (!choice)
+    if (isNumber(p))
         if (auto number = OrderedJson::parse(p.initial, nullptr, false); number.is_number()) initial = std::move(number);
     const auto bound = [&](double v) {
-        return choice ? OrderedJson() : integer ? OrderedJson(static_cast<std::int64_t>(v)) : OrderedJson(v);
+        if (p.type == ParamInfo::Type::choice || p.type == ParamInfo::Type::file) return OrderedJson();
+        return p.type == ParamInfo::Type::integer ? OrderedJson(static_cast<std::int64_t>(v)) : OrderedJson(v);
     };
-    OrderedJson out = {{"name", p.name},
-                       {"type", choice    ? "choice"
-                                : integer ? "integer"
-                                          : "real"},
-                       {"default", initial},
-                       {"low", bound(p.low)},
-                       {"high", bound(p.high)}};
-    if (choice) out["choices"] = p.choices;
+    OrderedJson out = {{"name", p.name}, {"type", typeName(p.type)}, {"default", initial}, {"low", bound(p.low)}, {"high", bound(p.high)}};
+    if (!p.choices.empty()) out["choices"] = p.choices;
     if (!p.unit.empty()) out["unit"] = p.unit;
     out["help"] = p.help;
     return out;
 }
 
+OrderedJson parametersToJson(const std::vector<ParamInfo>& params) {
+    OrderedJson out = OrderedJson::array();
+    for (const ParamInfo& p : params)
+        out.push_back(parameterToJson(p));
+    return out;
+}
+
 OrderedJson policiesToJson() {
     OrderedJson list = OrderedJson::array();
-    for (const PolicyInfo& info : Engine::policies()) {
-        OrderedJson parameters = OrderedJson::array();
-        for (const ParamInfo& p : info.params)
-            parameters.push_back(parameterToJson(p));
+    for (const PolicyInfo& info : Engine::policies())
         list.push_back({{"id", info.id},
                         {"aliases", info.aliases},
                         {"kind", kindName(info.kind)},
                         {"summary", info.summary},
                         {"paper", info.paper},
                         {"uses_budget", info.usesBudget},
-                        {"parameters", parameters}});
-    }
+                        {"parameters", parametersToJson(info.params)}});
     return {{"policies", list}};
 }
 
+OrderedJson quantizersToJson() {
+    OrderedJson list = OrderedJson::array();
+    for (const QuantInfo& info : Engine::quantizers())
+        list.push_back({{"id", info.id},
+                        {"aliases", info.aliases},
+                        {"summary", info.summary},
+                        {"paper", info.paper},
+                        {"parameters", parametersToJson(info.params)}});
+    return {{"quantizers", list}};
+}
+
 std::string rangeText(const ParamInfo& p) {
+    if (p.type == ParamInfo::Type::file) return "a file";
     std::string out;
-    if (p.type == ParamInfo::Type::choice) {
-        for (const std::string& choice : p.choices)
-            out += (out.empty() ? "" : "|") + choice;
-        return out;
-    }
+    for (const std::string& choice : p.choices)
+        out += (out.empty() ? "" : "|") + choice;
+    if (p.type == ParamInfo::Type::choice) return out;
     char text[80];
     std::snprintf(text, sizeof text, "%.12g … %.12g", p.low, p.high);
-    return text + (p.unit.empty() ? "" : " " + p.unit);
+    return (p.type == ParamInfo::Type::reals ? "list of " : "") + std::string(text) + (p.unit.empty() ? "" : " " + p.unit);
+}
+
+// Head line, summary, paper and parameters of one registry entry.
+template <class Info>
+std::string entryToText(const Info& info, const std::string& behind) {
+    std::string out = info.id;
+    for (const std::string& alias : info.aliases)
+        out += ", " + alias;
+    out += behind + "\n    " + info.summary + "\n";
+    if (!info.paper.empty()) out += "    " + info.paper + "\n";
+    for (const ParamInfo& p : info.params)
+        out += "      " + p.name + "=" + p.initial + "  [" + rangeText(p) + "]  " + p.help + "\n";
+    return out;
 }
 
 std::string policiesToText() {
     std::string out;
-    for (const PolicyInfo& info : Engine::policies()) {
-        out += info.id;
-        for (const std::string& alias : info.aliases)
-            out += ", " + alias;
-        out += std::string("  (") + kindName(info.kind) + ")\n    " + info.summary + "\n";
-        if (!info.paper.empty()) out += "    " + info.paper + "\n";
-        for (const ParamInfo& p : info.params)
-            out += "      " + p.name + "=" + p.initial + "  [" + rangeText(p) + "]  " + p.help + "\n";
-    }
+    for (const PolicyInfo& info : Engine::policies())
+        out += entryToText(info, std::string("  (") + kindName(info.kind) + ")");
     return out;
+}
+
+std::string quantizersToText() {
+    std::string out;
+    for (const QuantInfo& info : Engine::quantizers())
+        out += entryToText(info, "");
+    return out;
+}
+
+RunCommand addListing(CLI::App& app, std::string (*text)(), OrderedJson (*json)()) {
+    const auto file = std::make_shared<std::string>();
+    auto* option = app.add_option("--json", *file, "Write JSON; -, or nothing: to stdout")->expected(0, 1);
+    return [=](const Shell&) {
+        if (option->count() == 0)
+            writeOutput("-", text());
+        else
+            writeOutput(file->empty() ? "-" : *file, dump(json()));
+        return ExitDone;
+    };
 }
 
 } // namespace
 
-RunCommand addPolicies(CLI::App& app) {
-    const auto json = std::make_shared<std::string>();
-    auto* option = app.add_option("--json", *json, "Write JSON; -, or nothing: to stdout")->expected(0, 1);
-    return [json, option](const Shell&) {
-        if (option->count() == 0)
-            writeOutput("-", policiesToText());
-        else
-            writeOutput(json->empty() ? "-" : *json, dump(policiesToJson()));
-        return ExitDone;
-    };
-}
+RunCommand addPolicies(CLI::App& app) { return addListing(app, policiesToText, policiesToJson); }
+RunCommand addQuantizers(CLI::App& app) { return addListing(app, quantizersToText, quantizersToJson); }
 
 } // namespace keepsight::cli

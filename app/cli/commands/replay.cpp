@@ -62,7 +62,7 @@ RunCommand addReplay(CLI::App& app) {
     return [options](const Shell&) {
         options->output.check();
         const auto trace = loadTrace(options->file);
-        const auto& rows = trace->measurements;
+        const std::vector<Measurement> rows = rowsOf(*trace, trace->run.kind); // what the run's own command prints
         if (!options->output.json.empty())
             writeOutput(options->output.json, dump(resultsToJson(trace->run.kind, *trace, trace->model, rows)));
         if (!options->output.csv.empty()) writeOutput(options->output.csv, measurementsToCsv(rows));

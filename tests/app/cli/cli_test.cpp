@@ -203,6 +203,59 @@ private Q_SLOTS:
         QCOMPARE(rows[2]["kept_per_layer"][0][0], json(12));
     }
 
+    void packsTheCache() {
+        const Ran ran = run({"ppl", "--ids-file", path("long.json"), "--max-length", "96", "--policy", "full", "--policy", "snapkv:window=8", "--compression-ratio", "0.5",
+                             "--quant", "none", "--quant", "kivi:bits=8,group=16,residual=16", "--quant", "hqq_rtn", "--json", "-"});
+        QVERIFY2(ran.code == 0, ran.err.c_str());
+        const json rows = json::parse(ran.out)["rows"];
+        QCOMPARE(rows.size(), std::size_t(6));
+        QCOMPARE(rows[0]["quant"], json("none"));
+        QCOMPARE(rows[1]["quant"], json("kivi:bits=8,group=16,residual=16"));
+        QCOMPARE(rows[0]["bits_per_value"], json(32.0));
+        QCOMPARE(rows[2]["bits_per_value"], json(4.5)); // the whole prefix: codes of 4 bits, scale and zero of 64 values
+        QVERIFY(rows[5]["kv_bytes"] < rows[4]["kv_bytes"] && rows[4]["kv_bytes"] < rows[3]["kv_bytes"]);
+        QCOMPARE(rows[5]["kept_per_layer"], rows[3]["kept_per_layer"]); // chosen before they are packed
+        QVERIFY(std::abs(rows[1]["nll"].get<double>() - rows[0]["nll"].get<double>()) < 0.05);
+    }
+
+    void listsQuantizers() {
+        const json list = json::parse(run({"quantizers", "--json"}).out)["quantizers"];
+        QCOMPARE(list[0]["id"], json("none"));
+        QVERIFY(std::any_of(list.begin(), list.end(), [](const json& q) { return q["id"] == "kvquant"; }));
+    }
+
+    void explainsATokensFate() {
+        const Ran ran = run({"generate", "--ids-file", path("long.json"), "--max-new", "4", "--policy", "h2o", "--budget", "40", "--explain", "20", "--json", "-"});
+        QVERIFY2(ran.code == 0, ran.err.c_str());
+        const json rows = json::parse(ran.out)["explanations"];
+        QVERIFY(rows.size() >= 90); // after the prefill in every layer and head, and later where it was still held
+        bool dropped = false, kept = false;
+        for (const json& row : rows) {
+            QCOMPARE(row["position"], json(20));
+            const bool stays = row["kept"];
+            (stays ? kept : dropped) = true;
+            QCOMPARE(stays, row["rank"].get<int>() <= row["slots"].get<int>());
+            QCOMPARE(stays, row["score"].get<double>() >= row["cutoff"].get<double>());
+            QVERIFY(row["last_kept"].get<int>() >= 0);
+            if (row["step"] == 1) QCOMPARE(row["budget_needed"].get<int>() <= 40, stays);
+        }
+        QVERIFY(kept && dropped);
+        const Ran text = run({"generate", "--ids-file", path("long.json"), "--max-new", "0", "--policy", "snapkv:window=8", "--budget", "40", "--explain", "95"});
+        QVERIFY2(text.out.find("recent") != std::string::npos, text.out.c_str()); // the window is protected
+    }
+
+    void runsASuite() {
+        const Ran ran = run({"suite", "--ids-file", path("long.json"), "--max-length", "32", "--policy", "full", "--policy", "knorm", "--compression-ratio", "0.5", "--quant", "none",
+                             "--quant", "hqq_rtn", "--ctx", "32", "--new", "3", "--warmup", "0", "--repeats", "1", "--session", path("suite.keep"), "--json", "-"});
+        QVERIFY2(ran.code == 0, ran.err.c_str());
+        const json rows = json::parse(ran.out)["rows"];
+        QCOMPARE(rows.size(), std::size_t(4));
+        for (const json& row : rows) QVERIFY(row["ppl"].get<double>() > 0 && row["tpot_ms"].get<double>() > 0 && row["n_tokens"] == 48);
+        QCOMPARE(rows[0]["ppl_delta"], json(0.0));
+        const Ran replay = run({"replay", path("suite.keep"), "--json", "-"});
+        QCOMPARE(json::parse(replay.out)["rows"].size(), std::size_t(4)); // without the windows, which are for going on
+    }
+
     void benchesAndHidesNeedles() {
         const Ran bench = run({"bench", "--ctx", "32", "--new", "3", "--warmup", "0", "--repeats", "1", "--json", "-"});
         QVERIFY2(bench.code == 0, bench.err.c_str());
@@ -247,7 +300,12 @@ private Q_SLOTS:
         row("ratio and budget", {"score", "--text-file", text, "--compression-ratio", "0.5", "--budget", "9"}, 2, "excludes");
         row("lane and policy", {"score", "--text-file", text, "--lane", "full", "--policy", "full"}, 2, "excludes");
         row("lane without number", {"score", "--text-file", text, "--lane", "knorm@half"}, 2, "POLICY@RATIO");
-        row("quantizer", {"score", "--text-file", text, "--quant", "kivi:bits=4"}, 2, "available: none");
+        row("unknown quantizer", {"score", "--text-file", text, "--quant", "zip"}, 2, "expected one of: none, kivi");
+        row("quantizer's parameter", {"score", "--text-file", text, "--quant", "kivi:bits=5"}, 2, "expects one of 2, 4, 8");
+        row("quantizer that does not fit", {"score", "--text-file", text, "--lane", "layerquant@0.5~kivi"}, 2, "choose the quantizer layerquant with it, not kivi");
+        row("equal memory without a budget", {"ppl", "--text-file", text, "--quant", "kivi:equal_memory=on"}, 2, "policy full has no budget");
+        row("lane and quantizer", {"score", "--text-file", text, "--lane", "full", "--quant", "kivi"}, 2, "excludes");
+        row("position to explain", {"generate", "--prompt-file", text, "--explain", "-1"}, 2, "--explain");
         row("protocol", {"ppl", "--text-file", text, "--protocol", "stream"}, 2, "available: suffix");
         row("style", {"needle", "--style", "essay"}, 2, "available: passkey");
         row("lengths", {"needle", "--lengths", "9:1:2"}, 2, "A ≤ B");

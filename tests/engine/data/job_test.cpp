@@ -65,7 +65,7 @@ private Q_SLOTS:
         QTest::newRow("unknown inner key") << QByteArray(R"({"kind":"score","ppl":{"max_len":1}})") << "job.ppl: unknown key 'max_len'";
         QTest::newRow("unknown policy key") << QByteArray(R"({"kind":"score","lanes":[{"label":"A","policy":{"id":"full","ratio":1}}]})")
                                             << "job.lanes[0].policy: unknown key 'ratio'";
-        QTest::newRow("kind") << QByteArray(R"({"kind":"suite"})") << "score, generate, needle, ppl, bench";
+        QTest::newRow("kind") << QByteArray(R"({"kind":"sweep"})") << "score, generate, needle, ppl, bench, suite";
         QTest::newRow("no kind") << QByteArray("{}") << "'kind' is missing";
         QTest::newRow("type") << QByteArray(R"({"kind":"score","generate":{"max_new":"9"}})")
                               << "job.generate.max_new: expected a whole number";
