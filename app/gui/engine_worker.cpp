@@ -64,6 +64,14 @@ struct EngineWorker::Private {
     };
     std::optional<PreviewRequest> previewRequest;
     std::optional<PromptSpec> countRequest;
+    struct ExplainWork {
+        quint64 ticket = 0;
+        ExplainRequest request;
+    };
+    std::optional<ExplainWork> explainRequest;
+    quint64 explainWanted = 0;      // ticket of the newest question; 0: none any more
+    std::stop_source explaining;    // of the one under way
+    bool explainRepeats = false;    // it repeats a lane, which takes long
 
     std::atomic<JobId> lastId{0};
     QSet<JobId> silenced;                  // owner's thread only: cancelled ids, whose late results are dropped
@@ -86,6 +94,8 @@ struct EngineWorker::Private {
                 stopped.push_back(running->id);
             }
             waiting.push_back(work);
+            if (explainRequest && explainRequest->request.step.value > 1) explainRequest.reset();
+            if (explainRepeats) dropExplanation(); // the cores belong to the job
         }
         for (const JobId id : stopped)
             silenced.insert(id);
@@ -93,16 +103,23 @@ struct EngineWorker::Private {
         return work->id;
     }
 
+    void dropExplanation() { // the mutex is held
+        explainWanted = 0;
+        explaining.request_stop();
+    }
+
     void runLoop();
     void runOne(const std::shared_ptr<Work>& work);
     TracePtr execute(const std::shared_ptr<Work>& work, Outcome& outcome);
     void previewLoop();
+    void explainOne(Engine& with, const ExplainWork& work);
 };
 
 EngineWorker::EngineWorker(QObject* parent) : QObject(parent), d(std::make_unique<Private>()) {
     qRegisterMetaType<JobId>("keepsight::JobId");
     qRegisterMetaType<Progress>("keepsight::Progress");
     qRegisterMetaType<TracePtr>("keepsight::TracePtr");
+    qRegisterMetaType<ExplanationPtr>("keepsight::ExplanationPtr");
     qRegisterMetaType<Outcome>("keepsight::Outcome");
     qRegisterMetaType<ModelInfo>("keepsight::ModelInfo");
     d->q = this;
@@ -120,6 +137,7 @@ EngineWorker::~EngineWorker() {
         d->quit = true;
         d->waiting.clear();
         if (d->running) d->running->stop.request_stop();
+        d->dropExplanation();
     }
     d->wake.notify_all();
     d->previewWake.notify_all();
@@ -193,6 +211,7 @@ void EngineWorker::preview(TracePtr base, LaneIndex lane, const PolicySpec& poli
     {
         std::lock_guard lock(d->mutex);
         d->previewRequest = std::move(request);
+        if (d->explainRepeats) d->explaining.request_stop(); // it goes on after the preview
     }
     d->previewWake.notify_one();
 }
@@ -201,8 +220,25 @@ void EngineWorker::countTokens(const PromptSpec& prompt) {
     {
         std::lock_guard lock(d->mutex);
         d->countRequest = prompt;
+        if (d->explainRepeats) d->explaining.request_stop();
     }
     d->previewWake.notify_one();
+}
+
+void EngineWorker::explain(quint64 ticket, const ExplainRequest& request) {
+    {
+        std::lock_guard lock(d->mutex);
+        d->dropExplanation();
+        d->explainWanted = ticket;
+        d->explainRequest = {ticket, request};
+    }
+    d->previewWake.notify_one();
+}
+
+void EngineWorker::stopExplaining() {
+    std::lock_guard lock(d->mutex);
+    d->explainRequest.reset();
+    d->dropExplanation();
 }
 
 void EngineWorker::Private::runLoop() {
@@ -326,13 +362,19 @@ void EngineWorker::Private::previewLoop() {
     for (;;) {
         std::optional<PreviewRequest> request;
         std::optional<PromptSpec> prompt;
+        std::optional<ExplainWork> why;
         std::shared_ptr<Engine> current;
         {
             std::unique_lock lock(mutex);
-            previewWake.wait(lock, [&] { return quit || previewRequest || countRequest; });
+            previewWake.wait(lock, [&] { return quit || previewRequest || countRequest || explainRequest; });
             if (quit) return;
             std::swap(request, previewRequest);
             std::swap(prompt, countRequest);
+            if (!request && !prompt && explainRequest) {
+                why = std::exchange(explainRequest, std::nullopt);
+                explaining = std::stop_source();
+                explainRepeats = why->request.step.value > 1;
+            }
             current = engine;
         }
         if (request && current) {
@@ -358,7 +400,33 @@ void EngineWorker::Private::previewLoop() {
             }
             post([this, count] { Q_EMIT q->tokensCounted(count); });
         }
+        if (why && current) explainOne(*current, *why);
     }
+}
+
+void EngineWorker::Private::explainOne(Engine& with, const ExplainWork& work) {
+    const ExplainRequest& ask = work.request;
+    ExplanationPtr answer;
+    QString reason;
+    try {
+        const auto found = ask.step.value <= 1 ? with.explain(ask.policy, ask.layer, ask.head, ask.position)
+                                               : with.explain(ask.policy, ask.fed, ask.step, ask.layer, ask.head, ask.position, explaining.get_token());
+        if (found) answer = std::make_shared<const Explanation>(*found);
+        else reason = tr("Nothing was found about this choice: the prefill that is held may lack what the policy looks at. Score the text again.");
+    } catch (const std::bad_alloc&) {
+        reason = tr("Explaining this choice needs more memory than this machine has free.");
+    } catch (const std::exception& e) {
+        reason = sentence(e);
+    }
+    std::lock_guard lock(mutex);
+    explainRepeats = false;
+    if (explainWanted != work.ticket) return; // somebody asked anew, or nobody wants to know any more
+    if (!answer && explaining.stop_requested()) { // it made room for a preview: again, after that
+        explainRequest = work;
+        return;
+    }
+    explainWanted = 0;
+    post([this, ticket = work.ticket, answer, reason] { Q_EMIT q->explained(ticket, answer, reason); });
 }
 
 } // namespace keepsight

@@ -13,6 +13,19 @@ using JobId = quint64; // from 1; 0: none
 using TracePtr = std::shared_ptr<const Trace>;
 using MapPtr = std::shared_ptr<const AttentionMap>;
 
+// Which choice of a lane is to be explained. Step 1 is read from the prefill that is held; for a later one the lane is repeated.
+struct ExplainRequest {
+    PolicySpec policy;
+    std::vector<TokenId> fed; // after the prefill, up to the step
+    Step step{1};
+    LayerIndex layer;
+    HeadIndex head;
+    Position position = -1;
+    std::size_t run = 0;      // tells apart what is otherwise alike
+    bool operator==(const ExplainRequest&) const = default;
+};
+using ExplanationPtr = std::shared_ptr<const Explanation>;
+
 enum class Running { keep, cancel }; // what submitting does to a running job of the same tag
 
 // All signals are delivered in the thread this object lives in. Each started job ends in exactly one finished() or failed();
@@ -36,6 +49,9 @@ public:
     // Newest wins: an earlier request that was not begun is forgotten. Answered by previewed() or previewRefused().
     void preview(TracePtr base, LaneIndex lane, const PolicySpec& policy);
     void countTokens(const PromptSpec& prompt); // newest wins; answered by tokensCounted
+    // Newest wins, also over one under way; previews and counts go first. Answered by explained(). A job that is submitted drops a repeated lane.
+    void explain(quint64 ticket, const ExplainRequest& request);
+    void stopExplaining();
 
 Q_SIGNALS:
     void started(keepsight::JobId id, const QString& tag);
@@ -47,6 +63,7 @@ Q_SIGNALS:
     void previewed(int lane, const keepsight::TracePtr& trace, double milliseconds); // from request to trace
     void previewRefused(int lane, const QString& reason);
     void tokensCounted(int tokens);
+    void explained(quint64 ticket, const keepsight::ExplanationPtr& explanation, const QString& reason); // nullptr: the reason why not
     void warned(const QString& sentence); // the recovery file could not be written; the run goes on
 
 private:
@@ -57,6 +74,7 @@ private:
 } // namespace keepsight
 
 Q_DECLARE_METATYPE(keepsight::TracePtr)
+Q_DECLARE_METATYPE(keepsight::ExplanationPtr)
 Q_DECLARE_METATYPE(keepsight::Progress)
 Q_DECLARE_METATYPE(keepsight::Outcome)
 Q_DECLARE_METATYPE(keepsight::ModelInfo)

@@ -1,5 +1,6 @@
 #include "app/gui/inspector_panel.h"
 
+#include "app/gui/why_block.h"
 #include "widgets/base/plot_view.h"
 #include "widgets/lanes/lane_color.h"
 
@@ -82,7 +83,7 @@ private:
 
 InspectorPanel::InspectorPanel(QWidget* parent)
     : QWidget(parent), m_grid(new QGridLayout), m_title(new QLabel), m_place(new QLabel), m_empty(new QLabel), m_compareTitle(new QLabel), m_body(new QWidget),
-      m_map(new HoldersMap) {
+      m_map(new HoldersMap), m_why(new WhyBlock) {
     QFont large = m_title->font();
     large.setPointSizeF(large.pointSizeF() * 1.15);
     large.setBold(true);
@@ -130,6 +131,8 @@ InspectorPanel::InspectorPanel(QWidget* parent)
     column->addWidget(m_title);
     column->addWidget(m_place);
     column->addLayout(first);
+    column->addSpacing(4);
+    column->addWidget(m_why);
     column->addSpacing(4);
     column->addWidget(heldBy);
     column->addWidget(m_map);
@@ -201,6 +204,7 @@ void InspectorPanel::refresh() {
     const bool token = run && f.position >= 0;
     m_body->setVisible(run);
     m_empty->setVisible(!token);
+    m_why->setFocus(token ? m_trace : nullptr, f);
     m_empty->setText(run ? tr("Click a token to see where it is held and what it received.") : tr("Score a text, or open a session: the token under the cursor is explained here."));
     if (!run) return;
 

@@ -35,6 +35,7 @@ TokenFacts tokenFacts(const Trace& trace, const Focus& focus);
 LaneComparison compareLanes(const Trace& trace, LaneIndex reference, LaneIndex lane, const Focus& focus);
 
 class HoldersMap;
+class WhyBlock;
 
 class InspectorPanel : public QWidget {
     Q_OBJECT
@@ -42,6 +43,7 @@ public:
     explicit InspectorPanel(QWidget* parent = nullptr);
     void setTrace(std::shared_ptr<const Trace> trace);
     void follow(FocusModel& focus);
+    WhyBlock* why() const { return m_why; }
 
 protected:
     void showEvent(QShowEvent* event) override;
@@ -60,6 +62,7 @@ private:
     QLabel *m_state, *m_since, *m_holders, *m_kept, *m_before, *m_after, *m_nll;
     QLabel *m_jaccardHead, *m_jaccardAll, *m_ppl, *m_bytes;
     HoldersMap* m_map;
+    WhyBlock* m_why;
 };
 
 } // namespace keepsight

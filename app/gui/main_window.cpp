@@ -6,6 +6,7 @@
 #include "app/gui/setup_panel.h"
 #include "app/gui/theme.h"
 #include "app/gui/view_dock.h"
+#include "app/gui/why_block.h"
 #include "widgets/attention/attention_view.h"
 #include "widgets/transport/transport_bar.h"
 
@@ -59,10 +60,11 @@ MainWindow::MainWindow(const Options& options, QWidget* parent)
     connect(m_worker, &EngineWorker::finished, this, &MainWindow::onFinished);
     connect(m_worker, &EngineWorker::failed, this, &MainWindow::onFailed);
     connect(m_worker, &EngineWorker::modelOpened, this, &MainWindow::onModel);
-    connect(m_worker, &EngineWorker::tokensCounted, m_setup->prompt(), &PromptPanel::setTokenCount);
-    connect(m_worker, &EngineWorker::tokensCounted, this, [this](int tokens) {
-        m_setup->lanes()->setPromptTokens(tokens < 2 ? 0 : std::clamp(int(tokens * m_setup->prompt()->prefixRatio()), 1, tokens - 1));
-    });
+    connect(m_worker, &EngineWorker::tokensCounted, m_setup, &SetupPanel::setTextTokens);
+    connect(m_inspector->why(), &WhyBlock::asked, m_worker, &EngineWorker::explain);
+    connect(m_inspector->why(), &WhyBlock::dropped, m_worker, &EngineWorker::stopExplaining);
+    connect(m_inspector->why(), &WhyBlock::runWanted, this, &MainWindow::repeatSession);
+    connect(m_worker, &EngineWorker::explained, m_inspector->why(), &WhyBlock::answer);
     connect(m_worker, &EngineWorker::warned, this, [this](const QString& text) {
         m_messages->tell(MessageBar::Kind::notice, tr("The run goes on, but is not kept against accidents: %1").arg(text));
     });
@@ -200,9 +202,9 @@ void MainWindow::arrangeDocks() {
         d->show();
     }
     const bool narrow = width() < 1400;
-    resizeDocks({m_setupDock, m_inspectorDock}, {narrow ? 270 : 278, narrow ? 188 : 240}, Qt::Horizontal);
+    resizeDocks({m_setupDock, m_inspectorDock}, {narrow ? 270 : 278, narrow ? 204 : 240}, Qt::Horizontal);
     if (tokens && retained && attention && curves) {
-        const int w = std::max(600, width() - (narrow ? 458 : 518)), h = std::max(400, height() - 150);
+        const int w = std::max(600, width() - (narrow ? 474 : 518)), h = std::max(400, height() - 150);
         m_centre->resizeDocks({tokens, retained}, {w * 58 / 100, w * 42 / 100}, Qt::Horizontal);
         m_centre->resizeDocks({attention, curves}, narrow ? QList<int>{w * 50 / 100, w * 50 / 100} : QList<int>{w * 36 / 100, w * 64 / 100}, Qt::Horizontal);
         m_centre->resizeDocks({tokens, attention}, {h * 43 / 100, h * 57 / 100}, Qt::Vertical);

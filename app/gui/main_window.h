@@ -109,6 +109,8 @@ private:
     void showBusy(bool busy);
     void countPrompt();
     bool canPreview() const;
+    void showHeld(const Trace& trace);
+    void showWhy(); // what the Inspector's explanations can be asked of
 
     // main_window_files.cpp
     void openSessionDialog();
@@ -146,6 +148,7 @@ private:
     JobId m_opening = 0, m_run = 0, m_map = 0;
     bool m_runShown = true;                // false: a background rerun that has nothing better than the preview yet
     RunKind m_kind = RunKind::score;       // of the last run
+    bool m_heldShown = false;              // the run that is shown is the one whose prefill is held
     std::optional<Job> m_held;             // the job whose prefill the engine holds: what previews and reruns repeat
     std::vector<LaneSpec> m_lanes;         // before the edit that comes next
     QTimer m_showTimer;                    // hands the shown trace to the views, one a turn

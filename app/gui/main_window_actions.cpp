@@ -82,8 +82,8 @@ void MainWindow::makeActions() {
         ->setToolTip(tr("Let each lane continue the text (F6)"));
     addAction("run.needle", run, tr("Needle"), QKeySequence("F7"), [this] { start(RunKind::needle); }, "needle")
         ->setToolTip(tr("Hide pass keys in filler text and ask each lane for them (F7)"));
-    addAction("run.suite", run, tr("Suite"), QKeySequence("F8"), [this] { start(RunKind::ppl); }, "suite")
-        ->setToolTip(tr("Score every lane's policy at several budgets (F8)"));
+    addAction("run.suite", run, tr("Suite"), QKeySequence("F8"), [this] { start(RunKind::suite); }, "suite")
+        ->setToolTip(tr("Perplexity, bytes and decode times of every lane at several budgets (F8)"));
     run->addSeparator();
     addAction("run.repeat", run, tr("Repeat this session live"), QKeySequence("Shift+F5"), [this] { repeatSession(); });
     addAction("run.cancel", run, tr("Cancel"), QKeySequence("Esc"), [this] { cancelRun(); }, "cancel")->setToolTip(tr("Stop, and keep what is done (Esc)"));

@@ -67,6 +67,8 @@ void MainWindow::openSession(const QString& path, bool asNew) {
 void MainWindow::onSessionOpened(const QString& path) {
     if (m_run) m_worker->cancel(std::exchange(m_run, 0)); // its late results would replace what was just opened
     m_held.reset();
+    m_heldShown = false;
+    showWhy();
     m_hinted = false;
     m_undo.clear();
     if (!m_session->path().isEmpty() && QFileInfo(path) != QFileInfo(samplePath())) {

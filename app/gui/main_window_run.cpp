@@ -1,6 +1,9 @@
 #include "app/gui/main_window.h"
 #include "app/gui/message_bar.h"
+#include "app/gui/inspector_panel.h"
 #include "app/gui/setup_panel.h"
+#include "app/gui/view_dock.h"
+#include "app/gui/why_block.h"
 #include "engine/data/error.h"
 #include "widgets/attention/attention_view.h"
 #include "widgets/transport/transport_bar.h"
@@ -56,6 +59,10 @@ void MainWindow::start(RunKind kind, bool background) {
     m_kind = kind;
     m_setup->showCommandLine(kind);
     m_runShown = !background;
+    if (!background) m_heldShown = false;
+    if (kind == RunKind::suite)
+        for (auto* dock : m_docks)
+            if (dock->id() == "results") dock->raise(); // where its rows come in
     // All runs of the window share one tag: a new one replaces what waits and stops what goes on.
     m_held = (kind == RunKind::score || kind == RunKind::generate) ? std::optional(job) : std::nullopt;
     m_run = m_worker->submit(std::move(job), "run");
@@ -118,6 +125,7 @@ void MainWindow::onUpdate(JobId id, const TracePtr& trace) {
         m_runShown = true;
     }
     m_session->setLive(trace);
+    showHeld(*trace);
 }
 
 void MainWindow::onFinished(JobId id, Outcome outcome, const TracePtr& trace) {
@@ -133,6 +141,7 @@ void MainWindow::onFinished(JobId id, Outcome outcome, const TracePtr& trace) {
         m_runShown = true;
         if (trace) {
             m_session->setLive(trace);
+            showHeld(*trace);
             if (m_transport->followsEnd()) m_transport->goTo(trace->lastStep());
         }
         if (outcome == Outcome::cancelled && m_held && (!trace || trace->lanes.empty() || trace->lanes.front().steps.empty())) m_held.reset();
@@ -190,6 +199,18 @@ void MainWindow::openModel(const QString& path) {
     showModel();
     m_opening = m_worker->open(options);
     showBusy(true);
+}
+
+// From the selection after its prefill on, the run that is shown is the one that is held.
+void MainWindow::showHeld(const Trace& trace) {
+    if (m_heldShown || !m_held) return;
+    m_heldShown = std::any_of(trace.lanes.begin(), trace.lanes.end(), [](const Lane& lane) { return lane.steps.size() >= 2; });
+    showWhy();
+}
+
+void MainWindow::showWhy() {
+    const bool held = canPreview() && m_heldShown;
+    m_inspector->why()->setSource(!held ? WhyBlock::Source::replay : m_run || m_map ? WhyBlock::Source::running : WhyBlock::Source::live);
 }
 
 bool MainWindow::canPreview() const { return m_model && m_held && m_session->recorded() && !m_session->recorded()->lanes.empty(); }
@@ -251,6 +272,7 @@ void MainWindow::askFullAttention(LayerIndex layer, HeadIndex queryHead) {
 }
 
 void MainWindow::showBusy(bool busy) {
+    showWhy();
     action("run.cancel")->setEnabled(busy);
     if (busy) {
         if (m_progressLabel->text().isEmpty()) m_progress->setRange(0, 0);

@@ -11,6 +11,7 @@
 #include <QToolButton>
 #include <QVBoxLayout>
 
+#include <algorithm>
 #include <cmath>
 
 namespace keepsight {
@@ -138,16 +139,26 @@ RunSettings::RunSettings(QWidget* parent) : QWidget(parent) {
 
     m_suite = section(tr("Suite"), form, column, false);
     m_ratios = new QLineEdit("25, 50, 75");
+    m_ratios->setObjectName("suiteRatios");
     m_ratios->setAccessibleName(tr("Removed shares of the suite"));
     m_ratios->setToolTip(tr("Each lane's policy is scored at each share of removed tokens"));
+    m_window = spin(0, 1 << 20, 0, tr("Window of the suite"), tr("Tokens of text scored at a time, half of them compressed; 0: 1024, or as many as the text has"));
+    m_window->setSpecialValueText(tr("as the text allows"));
+    m_window->setKeyboardTracking(false);
+    m_bench = new QCheckBox(tr("Time decoding too"));
+    m_bench->setObjectName("suiteBench");
+    m_bench->setChecked(true);
+    m_bench->setToolTip(tr("Measures milliseconds per token of every row; without it the suite is faster"));
     form->addRow(tr("Removed, %"), m_ratios);
+    form->addRow(tr("Window"), m_window);
+    form->addRow(m_bench);
 
-    for (auto* box : {m_maxNew, m_seed, m_keys, m_digits})
+    for (auto* box : {m_maxNew, m_seed, m_keys, m_digits, m_window})
         connect(box, &QSpinBox::valueChanged, this, &RunSettings::changed);
     connect(m_temperature, &QDoubleSpinBox::valueChanged, this, &RunSettings::changed);
     for (auto* edit : {m_lengths, m_depths, m_ratios})
         connect(edit, &QLineEdit::editingFinished, this, &RunSettings::changed);
-    for (auto* check : {m_aware, m_ignoreEos})
+    for (auto* check : {m_aware, m_ignoreEos, m_bench})
         connect(check, &QCheckBox::toggled, this, &RunSettings::changed);
 }
 
@@ -156,6 +167,10 @@ void RunSettings::apply(Job& job) const {
     job.generate.ignoreEos = m_ignoreEos->isChecked();
     job.sampler.temperature = m_temperature->value();
     job.seed = static_cast<std::uint64_t>(m_seed->value());
+    if (job.kind == RunKind::suite) {
+        job.suite.bench = m_bench->isChecked();
+        job.ppl.maxLength = windowTokens();
+    }
     if (job.kind != RunKind::needle) return;
     job.needle.lengths = parseLengths(m_lengths->text().toStdString());
     job.needle.depths = parsePercents(m_depths->text().toStdString());
@@ -169,12 +184,28 @@ void RunSettings::show(const Job& job) {
     m_ignoreEos->setChecked(job.generate.ignoreEos);
     m_temperature->setValue(job.sampler.temperature);
     m_seed->setValue(static_cast<int>(job.seed));
+    if (job.kind == RunKind::suite) {
+        m_bench->setChecked(job.suite.bench);
+        if (job.ppl.maxLength != windowTokens()) m_window->setValue(job.ppl.maxLength);
+    }
     if (job.kind != RunKind::needle) return;
     m_lengths->setText(joined(job.needle.lengths));
     m_depths->setText(joined(job.needle.depths));
     m_keys->setValue(job.needle.keys);
     m_digits->setValue(job.needle.digits);
     m_aware->setChecked(job.needle.queryAware);
+}
+
+int RunSettings::windowTokens() const {
+    const int most = PplSpec().maxLength;
+    return m_window->value() > 0 ? m_window->value() : m_textTokens > 0 ? std::min(m_textTokens, most) : most;
+}
+
+void RunSettings::setSuiteRatios(const std::vector<double>& ratios) {
+    QStringList out;
+    for (const double r : ratios)
+        out << QString::number(100 * r, 'g', 6);
+    m_ratios->setText(out.join(", "));
 }
 
 std::vector<double> RunSettings::suiteRatios() const {

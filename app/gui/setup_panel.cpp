@@ -4,6 +4,7 @@
 #include "engine/data/error.h"
 #include "engine/data/picture.h"
 #include "engine/engine.h"
+#include "widgets/lanes/lane_color.h"
 
 #include <QApplication>
 #include <QClipboard>
@@ -22,6 +23,8 @@
 #include <QToolButton>
 #include <QVBoxLayout>
 
+#include <algorithm>
+
 namespace keepsight {
 
 namespace {
@@ -38,11 +41,61 @@ QString modelTitle(const QString& path) {
     return file.suffix() == "gguf" ? file.completeBaseName() : file.fileName();
 }
 
+bool hasBudget(const PolicySpec& spec) {
+    const auto& policies = Engine::policies();
+    const auto found = std::ranges::find(policies, spec.id, &PolicyInfo::id);
+    return found == policies.end() || found->usesBudget;
+}
+
+// A suite: every lane at each share removed, its quantizer kept.
+std::vector<LaneSpec> crossed(const std::vector<LaneSpec>& lanes, const std::vector<double>& ratios) {
+    std::vector<LaneSpec> out;
+    for (const LaneSpec& lane : lanes) {
+        if (!hasBudget(lane.policy)) {
+            out.push_back(lane);
+            continue;
+        }
+        for (const double ratio : ratios) {
+            out.push_back(lane);
+            out.back().policy.budget = Budget::removed(ratio);
+        }
+    }
+    for (std::size_t i = 0; i < out.size(); ++i)
+        out[i].label = i < 26 ? std::string(1, static_cast<char>('A' + i)) : "L" + std::to_string(i);
+    return out;
+}
+
+// The lanes and shares that cross to these rows; no lanes: they were not made here.
+std::pair<std::vector<LaneSpec>, std::vector<double>> uncrossed(const std::vector<LaneSpec>& rows) {
+    std::vector<LaneSpec> lanes;
+    std::vector<double> ratios;
+    for (const LaneSpec& row : rows) {
+        LaneSpec lane = row;
+        const auto same = [&](const LaneSpec& other) {
+            lane.policy.budget = other.policy.budget;
+            return lane.policy == other.policy;
+        };
+        if (std::ranges::none_of(lanes, same)) lanes.push_back(row);
+        if (hasBudget(row.policy) && std::ranges::find(ratios, row.policy.budget.compressionRatio) == ratios.end()) ratios.push_back(row.policy.budget.compressionRatio);
+    }
+    for (std::size_t i = 0; i < lanes.size(); ++i)
+        lanes[i].label = laneLetter(LaneIndex(static_cast<int>(i))).toStdString();
+    if (lanes.size() > std::size_t(MaxLanes) || crossed(lanes, ratios) != rows) lanes.clear();
+    return {lanes, ratios};
+}
+
 } // namespace
 
 SetupPanel::SetupPanel(QWidget* parent)
     : QWidget(parent), m_models(new QComboBox), m_prompt(new PromptPanel), m_lanes(new LanePanel(Engine::policies())), m_settings(new RunSettings),
       m_command(new QPlainTextEdit), m_copy(new QToolButton) {
+    m_lanes->setQuantizers(Engine::quantizers(), [](const PolicySpec& spec) -> QString {
+        try {
+            return QString::fromStdString(Engine::incompatibility(spec));
+        } catch (const std::exception& e) {
+            return QString::fromUtf8(e.what());
+        }
+    });
     m_models->setObjectName("models");
     m_models->setAccessibleName(tr("Model"));
     m_models->setSizeAdjustPolicy(QComboBox::AdjustToMinimumContentsLengthWithIcon);
@@ -127,23 +180,7 @@ Job SetupPanel::job(RunKind kind) const {
     job.lanes = m_lanes->lanes();
     job.score.prefixRatio = m_prompt->prefixRatio();
     m_settings->apply(job);
-    if (kind == RunKind::ppl) {
-        std::vector<LaneSpec> crossed;
-        for (const LaneSpec& lane : m_lanes->lanes()) {
-            if (lane.policy.id == "full") {
-                crossed.push_back(lane);
-                continue;
-            }
-            for (const double ratio : m_settings->suiteRatios()) {
-                LaneSpec row = lane;
-                row.policy.budget = Budget::removed(ratio);
-                crossed.push_back(row);
-            }
-        }
-        for (std::size_t i = 0; i < crossed.size(); ++i)
-            crossed[i].label = i < 26 ? std::string(1, char('A' + i)) : "L" + std::to_string(i);
-        job.lanes = std::move(crossed);
-    }
+    if (kind == RunKind::suite) job.lanes = crossed(job.lanes, m_settings->suiteRatios());
     job.commandLine = commandLineOf(job, m_model.toStdString(), promptFile().toStdString());
     return job;
 }
@@ -172,9 +209,22 @@ Job SetupPanel::runnableJob(RunKind kind) const {
 void SetupPanel::setJob(const Job& job) {
     if (!job.prompt.text.empty() || job.prompt.ids) m_prompt->setPrompt(job.prompt);
     m_prompt->setPrefixRatio(job.score.prefixRatio);
-    if (job.kind != RunKind::ppl && !job.lanes.empty()) m_lanes->setLanes(job.lanes);
+    if (job.kind == RunKind::suite || job.kind == RunKind::ppl) {
+        const auto [lanes, ratios] = uncrossed(job.lanes);
+        if (!lanes.empty()) m_lanes->setLanes(lanes);
+        if (!lanes.empty() && !ratios.empty()) m_settings->setSuiteRatios(ratios);
+    } else if (!job.lanes.empty()) {
+        m_lanes->setLanes(job.lanes);
+    }
     m_settings->show(job);
     showCommandLine(job.kind);
+}
+
+void SetupPanel::setTextTokens(int tokens) {
+    m_prompt->setTokenCount(tokens);
+    m_settings->setTextTokens(tokens);
+    m_lanes->setPromptTokens(tokens < 2 ? 0 : std::clamp(int(tokens * m_prompt->prefixRatio()), 1, tokens - 1));
+    if (m_kind == RunKind::suite) showCommandLine(m_kind);
 }
 
 void SetupPanel::setModels(const QStringList& recent, const QString& current) {

@@ -23,6 +23,7 @@ public:
     void setJob(const Job& job); // of a session: shows what was run
     LanePanel* lanes() const { return m_lanes; }
     PromptPanel* prompt() const { return m_prompt; }
+    void setTextTokens(int tokens); // of the text as the model counts them; −1: unknown
     void setModels(const QStringList& recent, const QString& current);
     QString modelPath() const { return m_model; }
     void showCommandLine(RunKind kind);

@@ -138,6 +138,21 @@ private Q_SLOTS:
         QCOMPARE(focus.focus().step, Step{21});
     }
 
+    void aLegendWithAnEmptyCellIsDrawn() {
+        auto trace = std::make_shared<Trace>(*test::buildTrace({.mapBins = 0}));
+        trace->lanes.push_back(trace->lanes.back()); // three entries in rows of two
+        CurvesView view;
+        view.resize(360, 400);
+        view.setTrace(trace);
+        view.show();
+        QVERIFY(QTest::qWaitForWindowExposed(&view));
+        view.setTrace(std::make_shared<Trace>(*trace)); // looks at the cells of the wrapped legend
+        auto other = std::make_shared<Trace>(*trace);
+        other->lanes.resize(2);
+        view.setTrace(other);
+        view.setTrace(trace);
+    }
+
     void anEmptyViewSaysSoAndExportsNothing() {
         CurvesView view;
         FocusModel focus;

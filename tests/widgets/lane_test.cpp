@@ -21,8 +21,29 @@ std::vector<PolicyInfo> registry() {
     PolicyInfo full{"full", {"none"}, PolicyKind::evict, "Keeps every token.", "", {}, false};
     PolicyInfo snapkv{"snapkv", {}, PolicyKind::evict, "Keeps what the last window attends to.", "SnapKV, arXiv:2404.14469",
                       {{"window", ParamInfo::Type::integer, "64", 1, 4096, {}, "tokens", "Queries that vote."}}, true};
-    return {full, snapkv};
+    PolicyInfo made{"made", {}, PolicyKind::evict, "Made for packing.", "", {}, true, "pack:bits=4"};
+    return {full, snapkv, made};
 }
+
+std::vector<QuantInfo> quantizers() {
+    return {{"none", {}, "Stores every value as it is.", "", {}},
+            {"pack", {}, "Packs.", "", {{"bits", ParamInfo::Type::choice, "2", 0, 0, {"2", "4"}, "", "Bits."}, {"group", ParamInfo::Type::integer, "32", 4, 1024, {}, "values", "Group."}}},
+            {"other", {}, "Packs otherwise.", "", {}}};
+}
+
+// "made" goes with "pack" only, and "other" with nothing that has a budget.
+QString conflict(const PolicySpec& spec) {
+    if (spec.id == "made" && spec.quant.id != "pack") return "made needs pack.";
+    return spec.quant.id == "other" && spec.id != "full" ? QString("other packs no budget.") : QString();
+}
+
+LanePanel* withQuantizers(LanePanel* panel) {
+    panel->setQuantizers(quantizers(), conflict);
+    return panel;
+}
+
+bool enabled(QComboBox* box, const char* text) { return box->model()->index(box->findText(text), 0).flags() & Qt::ItemIsEnabled; }
+QString tip(QComboBox* box, const char* text) { return box->model()->index(box->findText(text), 0).data(Qt::ToolTipRole).toString(); }
 
 } // namespace
 
@@ -132,6 +153,109 @@ private Q_SLOTS:
         form->findChild<QSpinBox*>("window")->setValue(16);
         QCOMPARE(decided.last().at(1).value<PolicySpec>().text(), std::string("snapkv:window=16"));
         QCOMPARE(decided.last().at(1).value<PolicySpec>().budget, Budget::removed(0.5));
+    }
+
+    void aLaneIsStoredAsItsQuantizerSays() {
+        LanePanel panel(registry());
+        withQuantizers(&panel)->show();
+        LaneEditor* lane = panel.editor(LaneIndex{1});
+        auto* box = lane->findChild<QComboBox*>("quantizer");
+        QVERIFY(box && box->isVisible() && !box->accessibleName().isEmpty());
+        QSignalSpy decided(&panel, &LanePanel::specChanged);
+        box->setCurrentText("pack");
+        QCOMPARE(decided.count(), 1);
+        QCOMPARE(decided.last().at(1).value<PolicySpec>().quant, (QuantSpec{"pack", {}}));
+        QCOMPARE(panel.lanes()[1].policy.quant.id, std::string("pack"));
+        auto* summary = lane->findChild<QLabel*>("summary", Qt::FindDirectChildrenOnly);
+        QVERIFY2(QString(summary->text()).replace(QChar(QChar::Nbsp), ' ').contains("pack bits 2"), qPrintable(summary->text()));
+
+        auto* form = lane->findChild<QuantForm*>("quantForm");
+        QVERIFY(!form->isVisible());
+        lane->findChild<QToolButton*>("quantButton")->click();
+        QVERIFY(form->isVisible());
+        form->findChild<QComboBox*>("bits")->setCurrentText("4");
+        QCOMPARE(decided.last().at(1).value<PolicySpec>().quant.text(), std::string("pack:bits=4"));
+        lane->findChild<QDoubleSpinBox*>("amount")->setValue(70); // a change of budget leaves it
+        QCOMPARE(lane->spec().quant.text(), std::string("pack:bits=4"));
+        box->setCurrentText("none");
+        QVERIFY(!form->isVisible());
+        QCOMPARE(lane->spec().quant, QuantSpec());
+        QVERIFY(!LanePanel(registry()).editor(LaneIndex{0})->findChild<QComboBox*>("quantizer"));
+    }
+
+    void whatDoesNotGoTogetherIsGreyWithItsReason() {
+        LanePanel panel(registry());
+        withQuantizers(&panel);
+        LaneEditor* lane = panel.editor(LaneIndex{1}); // snapkv
+        auto* quantizer = lane->findChild<QComboBox*>("quantizer");
+        auto* policy = lane->findChild<QComboBox*>("policy");
+        QVERIFY(!enabled(quantizer, "other"));
+        QCOMPARE(tip(quantizer, "other"), QString("Other packs no budget."));
+        QVERIFY(enabled(quantizer, "pack"));
+        QVERIFY(enabled(policy, "made")); // brings its own quantizer
+        quantizer->setCurrentText("other"); // as a keyboard could: refused, nothing else changes
+        QCOMPARE(lane->spec().quant, QuantSpec());
+        QCOMPARE(quantizer->currentText(), QString("none"));
+
+        LaneEditor* full = panel.editor(LaneIndex{0});
+        full->findChild<QComboBox*>("quantizer")->setCurrentText("other");
+        QCOMPARE(full->spec().quant.id, std::string("other"));
+        QVERIFY(!enabled(full->findChild<QComboBox*>("policy"), "made"));
+        QCOMPARE(tip(full->findChild<QComboBox*>("policy"), "made"), QString("Made needs pack."));
+    }
+
+    void aPolicyBringsTheQuantizerItIsMadeFor() {
+        LanePanel panel(registry());
+        withQuantizers(&panel);
+        LaneEditor* lane = panel.editor(LaneIndex{1});
+        auto* policy = lane->findChild<QComboBox*>("policy");
+        policy->setCurrentText("made");
+        QCOMPARE(lane->spec().quant.text(), std::string("pack:bits=4"));
+        QCOMPARE(lane->findChild<QComboBox*>("quantizer")->currentText(), QString("pack"));
+        QVERIFY(!enabled(lane->findChild<QComboBox*>("quantizer"), "none"));
+        policy->setCurrentText("snapkv"); // a choice once shown is not taken back silently
+        QCOMPARE(lane->spec().quant.text(), std::string("pack:bits=4"));
+    }
+
+    void aLaneThatCannotRunSaysWhy() {
+        LanePanel panel(registry());
+        withQuantizers(&panel)->show();
+        LaneEditor* lane = panel.editor(LaneIndex{1});
+        PolicySpec spec = lane->spec();
+        spec.quant.id = "other"; // from a session or a command line
+        lane->setSpec(spec);
+        QCOMPARE(lane->spec().quant.id, std::string("other"));
+        QVERIFY(lane->findChild<QLabel*>("notice")->text().contains("Other packs no budget."));
+    }
+
+    void quantizersAreComparedWithTheirDefaults() {
+        LanePanel panel(registry());
+        withQuantizers(&panel);
+        LaneEditor* lane = panel.editor(LaneIndex{1});
+        PolicySpec spec = lane->spec();
+        spec.quant = {"pack", {{"bits", "2"}}};
+        QVERIFY(!lane->means(spec));
+        lane->findChild<QComboBox*>("quantizer")->setCurrentText("pack");
+        QVERIFY(lane->means(spec));
+        spec.quant.params["bits"] = "4";
+        QVERIFY(!lane->means(spec));
+        panel.addLane(); // a copy, quantizer included
+        QCOMPARE(panel.lanes()[2].policy, panel.lanes()[1].policy);
+    }
+
+    void packedBytesAreToldPerValue() {
+        auto trace = std::make_shared<Trace>(*test::buildTrace({.mapBins = 0}));
+        QVERIFY(std::isnan(laneResults(*trace, LaneIndex{1}).bitsPerValue));
+        trace->lanes[1].policy.quant.id = "pack";
+        const auto& c = trace->model.config;
+        trace->lanes[1].steps.back().kvBytes = std::int64_t{2} * 30 * c.layers * c.kvHeads * c.headDim / 2; // 4 bits
+        const LaneResults b = laneResults(*trace, LaneIndex{1});
+        QCOMPARE(b.bitsPerValue, 4.0);
+        LanePanel panel(registry());
+        withQuantizers(&panel)->setLanes({{"A", trace->lanes[0].policy}, {"B", trace->lanes[1].policy}});
+        panel.setResults(trace);
+        const QString kept = panel.editor(LaneIndex{1})->findChild<QLabel*>("kept")->text();
+        QVERIFY2(kept.contains("30 tokens per head") && kept.contains("MB") && kept.contains("4.00 bits/value"), qPrintable(kept));
     }
 
     void resultsComeFromTheTrace() {

@@ -56,6 +56,27 @@ private Q_SLOTS:
         QCOMPARE(model.columnCount(), 0);
     }
 
+    void aSuiteShowsWhatItComparesByFirst() {
+        auto trace = std::make_shared<Trace>(*test::buildTrace({.mapBins = 0}));
+        trace->measurements.clear();
+        for (const char* kind : {"suite_window", "explain", "suite"}) {
+            Measurement row;
+            row.kind = kind;
+            row.lane = LaneIndex{1};
+            for (const char* field : {"policy", "quant", "nll", "ppl", "ppl_delta", "n_tokens", "kv_bytes", "kv_bytes_allocated", "bits_per_value", "tpot_ms"})
+                row.set(field, 1.0);
+            trace->measurements.push_back(row);
+        }
+        QCOMPARE(ResultsModel::kinds(*trace), std::vector<std::string>{"suite"});
+        ResultsModel model;
+        model.set(trace, "suite");
+        QStringList fields;
+        for (int column = 1; column < model.columnCount(); ++column)
+            fields << model.headerData(column, Qt::Horizontal, ResultsModel::ExactRole).toString();
+        QCOMPARE(fields, (QStringList{"policy", "quant", "ppl", "ppl_delta", "kv_bytes", "bits_per_value", "tpot_ms", "nll", "n_tokens", "kv_bytes_allocated"}));
+        QCOMPARE(model.headerData(10, Qt::Horizontal).toString(), QString("kv_allocated [MB]"));
+    }
+
     void newRowsAreInserted() {
         const auto trace = test::buildTrace({.mapBins = 0});
         auto fewer = std::make_shared<Trace>(*trace);

@@ -205,6 +205,7 @@ QString laneTitle(const Lane& lane) {
         parts << PlotView::tr("%Ln token(s) kept", nullptr, lane.policy.budget.tokens);
     else if (lane.policy.budget.compressionRatio > 0)
         parts << PlotView::tr("%1 % removed").arg(QString::number(lane.policy.budget.compressionRatio * 100, 'g', 4));
+    if (lane.policy.quant != QuantSpec()) parts << QString::fromStdString(lane.policy.quant.text());
     return parts.join(QStringLiteral(" · "));
 }
 

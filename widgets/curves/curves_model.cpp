@@ -16,6 +16,7 @@ QString laneTitle(const Trace& trace, LaneIndex lane) {
     const Budget& budget = of.policy.budget;
     if (budget.kind == Budget::Kind::tokens) title += QStringLiteral(" @%1").arg(budget.tokens);
     else if (budget.compressionRatio > 0) title += QStringLiteral(" −%1 %").arg(QLocale::c().toString(budget.compressionRatio * 100, 'g', 4));
+    if (of.policy.quant != QuantSpec()) title += QStringLiteral(" ~") + QString::fromStdString(of.policy.quant.id);
     return title;
 }
 

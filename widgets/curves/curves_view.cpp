@@ -316,8 +316,10 @@ void CurvesView::applyPalette() {
     m_legend->setTextColor(ink);
     m_legend->setIconSize(34, fontMetrics().height() + 4); // a line of text with its descenders
     for (int i = 0; i < m_legend->itemCount(); ++i) {
-        m_legend->item(i)->setFont(font());
-        m_legend->item(i)->setTextColor(ink);
+        QCPAbstractLegendItem* item = m_legend->item(i); // nullptr: a cell that wrapping left empty
+        if (!item) continue;
+        item->setFont(font());
+        item->setTextColor(ink);
     }
     wrapLegend();
     for (std::size_t i = 0; i < m_graphs.size(); ++i) {

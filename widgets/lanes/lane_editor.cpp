@@ -10,6 +10,7 @@
 #include <QLocale>
 #include <QMouseEvent>
 #include <QPainter>
+#include <QResizeEvent>
 #include <QSlider>
 #include <QStyle>
 #include <QToolButton>
@@ -84,6 +85,7 @@ LaneEditor::LaneEditor(LaneIndex lane, std::vector<PolicyInfo> policies, QWidget
     QFont bold = m_policy->font();
     bold.setBold(true);
     m_policy->setFont(bold);
+    m_policy->setMinimumWidth(60); // the name is elided where the card is narrower
     top->addWidget(m_policy);
     top->addStretch(1);
     m_remove = new QToolButton;
@@ -99,11 +101,20 @@ LaneEditor::LaneEditor(LaneIndex lane, std::vector<PolicyInfo> policies, QWidget
     column->addWidget(m_summary);
 
     m_form = new PolicyForm(std::move(policies));
+    m_form->setLazy();
     m_form->setVisible(false);
     column->addWidget(m_form);
 
     makeBudgetRow();
     column->addWidget(m_budgetRow);
+
+    m_quantRow = new QWidget;
+    m_quantRow->setVisible(false);
+    m_quantLayout = new QHBoxLayout(m_quantRow);
+    m_quantLayout->setContentsMargins(0, 0, 0, 0);
+    m_quantLayout->setSpacing(6);
+    m_quantAt = column->count();
+    column->addWidget(m_quantRow);
 
     m_kept = valueLabel(tr("Kept"));
     m_kept->setObjectName(QStringLiteral("kept"));
@@ -128,13 +139,20 @@ LaneEditor::LaneEditor(LaneIndex lane, std::vector<PolicyInfo> policies, QWidget
     connect(m_policy, &QToolButton::toggled, this, [this](bool open) {
         m_form->setVisible(open);
         showName();
+        showSummary();
         if (open) m_form->setFocus();
     });
     m_form->setFocusProxy(m_form->findChild<QComboBox*>(QStringLiteral("policy")));
     connect(m_remove, &QToolButton::clicked, this, [this] { Q_EMIT removeRequested(m_lane); });
     connect(m_form, &PolicyForm::specChanged, this, [this](const PolicySpec& spec) {
+        const bool other = m_spec.id != spec.id;
         m_spec.id = spec.id;
         m_spec.params = spec.params;
+        if (other) m_spec.quant = quantFor(spec.id);
+        if (m_quant) {
+            m_quant->setSpec(m_spec.quant);
+            m_spec.quant = m_quant->spec();
+        }
         showSpec();
         Q_EMIT specChanged(m_lane, m_spec);
     });
@@ -211,20 +229,20 @@ void LaneEditor::setBudget(const Budget& budget) {
 void LaneEditor::setSpec(const PolicySpec& spec) {
     m_form->setSpec(spec);
     m_spec = m_form->spec(); // aliases resolved, defaults dropped
+    if (m_quant) {
+        m_quant->setSpec(spec.quant);
+        m_spec.quant = m_quant->spec();
+    }
     showSpec();
 }
 
 bool LaneEditor::means(const PolicySpec& spec) const {
     const PolicyInfo* policy = info();
     if (!policy) return spec == m_spec;
-    if (spec.id != m_spec.id || (policy->usesBudget && spec.budget != m_spec.budget)) return false;
-    return std::ranges::all_of(policy->params, [&](const ParamInfo& param) {
-        const auto of = [&param](const PolicySpec& from) {
-            const auto found = from.params.find(param.name);
-            return found == from.params.end() ? param.initial : found->second;
-        };
-        return of(spec) == of(m_spec);
-    });
+    if (spec.id != m_spec.id || (policy->usesBudget && spec.budget != m_spec.budget) || spec.quant.id != m_spec.quant.id) return false;
+    const Choice* quantizer = m_quant ? m_quant->choice() : nullptr;
+    if (quantizer ? !ChoiceForm::same(quantizer->params, spec.quant.params, m_spec.quant.params) : spec.quant != m_spec.quant) return false;
+    return ChoiceForm::same(policy->params, spec.params, m_spec.params);
 }
 
 void LaneEditor::setLane(LaneIndex lane) {
@@ -235,6 +253,10 @@ void LaneEditor::setLane(LaneIndex lane) {
     m_policy->setAccessibleName(tr("Policy of lane %1").arg(letter));
     m_slider->setAccessibleName(tr("Budget of lane %1").arg(letter));
     m_amount->setAccessibleName(tr("Budget of lane %1, as a number").arg(letter));
+    if (m_quant) {
+        m_quant->chooser()->setAccessibleName(tr("Quantizer of lane %1").arg(letter));
+        m_quantOpen->setAccessibleName(tr("Parameters of the quantizer of lane %1").arg(letter));
+    }
     m_remove->setAccessibleName(tr("Remove lane %1").arg(letter));
     m_remove->setToolTip(tr("Remove lane %1").arg(letter));
     update();
@@ -260,6 +282,75 @@ void LaneEditor::setFocused(bool focused) {
     update();
 }
 
+void LaneEditor::setQuantizers(const std::vector<QuantInfo>& quantizers, Conflict conflict) {
+    m_conflict = std::move(conflict);
+    if (m_quant || quantizers.empty()) return;
+    m_quant = new QuantForm(quantizers);
+    m_quant->setLazy();
+    m_quant->setObjectName(QStringLiteral("quantForm"));
+    m_quant->setVisible(false);
+    static_cast<QVBoxLayout*>(layout())->insertWidget(m_quantAt + 1, m_quant);
+    auto* chooser = m_quant->takeChooser();
+    auto* name = new QLabel(tr("Stored as"));
+    name->setBuddy(chooser);
+    m_quantOpen = new QToolButton;
+    m_quantOpen->setObjectName(QStringLiteral("quantButton"));
+    m_quantOpen->setAutoRaise(true);
+    m_quantOpen->setCheckable(true);
+    m_quantOpen->setToolTip(tr("The quantizer's parameters"));
+    m_quantLayout->addWidget(name);
+    m_quantLayout->addWidget(chooser, 1);
+    m_quantLayout->addWidget(m_quantOpen);
+    m_quantRow->setVisible(true);
+    connect(m_quantOpen, &QToolButton::toggled, this, [this] { showQuantizer(); });
+    connect(m_quant, &ChoiceForm::changed, this, [this] {
+        m_spec.quant = m_quant->spec();
+        m_form->setSpec(m_spec);
+        showSpec();
+        Q_EMIT specChanged(m_lane, m_spec);
+    });
+    // Each list greys out what does not go with the choice of the other one.
+    m_form->setRefusals([this](const std::string& id) {
+        PolicySpec with = m_spec;
+        if (with.id != id) {
+            with.id = id;
+            with.params.clear();
+            with.quant = quantFor(id);
+        }
+        return refusal(with);
+    });
+    m_quant->setRefusals([this](const std::string& id) {
+        PolicySpec with = m_spec;
+        if (with.quant.id != id) with.quant = {id, {}};
+        return refusal(with);
+    });
+    for (QWidget* child : m_quantRow->findChildren<QWidget*>() + m_quant->findChildren<QWidget*>())
+        child->installEventFilter(this);
+    setLane(m_lane); // accessible names
+    setSpec(m_spec);
+}
+
+QString LaneEditor::refusal(const PolicySpec& spec) const {
+    QString why = m_conflict ? m_conflict(spec) : QString();
+    if (!why.isEmpty()) why[0] = why[0].toUpper();
+    return why;
+}
+
+// A policy that is made for one quantizer brings it along where none was chosen.
+QuantSpec LaneEditor::quantFor(const std::string& policy) const {
+    const PolicyInfo* wanted = m_form->info(policy);
+    return m_quant && wanted && !wanted->quant.empty() && m_spec.quant == QuantSpec() ? m_quant->parse(wanted->quant) : m_spec.quant;
+}
+
+void LaneEditor::showQuantizer() {
+    if (!m_quant) return;
+    const Choice* quantizer = m_quant->choice();
+    const bool any = quantizer && !quantizer->params.empty(), open = any && m_quantOpen->isChecked();
+    m_quantOpen->setEnabled(any);
+    m_quantOpen->setText(open ? QStringLiteral("▴") : QStringLiteral("▾"));
+    m_quant->setVisible(open);
+}
+
 void LaneEditor::setRemovable(bool removable) { m_remove->setVisible(removable); }
 
 void LaneEditor::showSpec() {
@@ -269,25 +360,48 @@ void LaneEditor::showSpec() {
                                 : tr("Choose the policy and its parameters"));
     m_budgetRow->setVisible(!policy || policy->usesBudget);
     showSummary();
+    showQuantizer();
+    m_form->showRefusals();
+    if (m_quant) m_quant->showRefusals();
+    m_refused = refusal(m_spec);
     showBudget();
     showLines();
 }
 
 void LaneEditor::showName() {
-    m_policy->setText(QString::fromStdString(m_spec.id) + (m_policy->isChecked() ? QStringLiteral("  ▴") : QStringLiteral("  ▾")));
+    const QString id = QString::fromStdString(m_spec.id), arrow = m_policy->isChecked() ? QStringLiteral("  ▴") : QStringLiteral("  ▾");
+    // As much of a long name as the card has room for; where it ends tells a family's members apart.
+    const QMargins margins = layout()->contentsMargins();
+    const int padding = 16 + 3 * 6, room = width() - margins.left() - margins.right() - m_badge->width() - m_remove->sizeHint().width() - padding;
+    m_policy->setText(m_policy->fontMetrics().elidedText(id, Qt::ElideMiddle, std::max(60, room - m_policy->fontMetrics().horizontalAdvance(arrow))) + arrow);
 }
 
+void LaneEditor::resizeEvent(QResizeEvent* event) {
+    QFrame::resizeEvent(event);
+    if (event->size().width() != event->oldSize().width()) showName();
+}
+
+// What was changed, and as many of the policy's own parameters as a line or two hold.
 void LaneEditor::showSummary() {
+    constexpr qsizetype Enough = 4;
     QStringList parts;
+    // No-break spaces: a name and its value stay on one line.
+    const auto text = [](const ParamInfo& param, const ParamTexts& values) {
+        const auto given = values.find(param.name);
+        return QString::fromStdString(param.name) + QChar(QChar::Nbsp) + QString::fromStdString(given == values.end() ? param.initial : given->second);
+    };
     if (const PolicyInfo* policy = info())
-        for (const ParamInfo& param : policy->params) {
-            const auto given = m_spec.params.find(param.name);
-            const QString value = QString::fromStdString(given == m_spec.params.end() ? param.initial : given->second);
-            // No-break spaces: a name and its value stay on one line.
-            parts << QString::fromStdString(param.name) + QChar(QChar::Nbsp) + value;
-        }
+        for (const ParamInfo& param : policy->params)
+            if (m_spec.params.contains(param.name) || (parts.size() < Enough && !m_form->isShared(param))) parts << text(param, m_spec.params);
+    if (m_spec.quant != QuantSpec()) {
+        QStringList stored{QString::fromStdString(m_spec.quant.id)};
+        if (const Choice* quantizer = m_quant ? m_quant->choice() : nullptr)
+            for (const ParamInfo& param : quantizer->params)
+                if (m_spec.quant.params.contains(param.name) || &param == &quantizer->params.front()) stored << text(param, m_spec.quant.params);
+        parts << stored.join(QChar(QChar::Nbsp));
+    }
     m_summary->setText(parts.join(QStringLiteral(" · ")));
-    m_summary->setVisible(!parts.isEmpty());
+    m_summary->setVisible(!parts.isEmpty() && !m_policy->isChecked()); // the open form says it all
 }
 
 void LaneEditor::showBudget() {
@@ -323,18 +437,21 @@ void LaneEditor::showBudget() {
 void LaneEditor::showLines() {
     const QLocale locale;
     const PolicyInfo* policy = info();
+    const QString separator = QChar(QChar::Nbsp) + QStringLiteral("· "); // a line ends with it, never begins
     QString kept;
     if (m_results.measured) {
         if (!std::isnan(m_results.keptPerHead)) {
             const bool whole = m_results.keptPerHead == std::floor(m_results.keptPerHead);
-            kept = tr("%1 tokens per head").arg(locale.toString(m_results.keptPerHead, 'f', whole ? 0 : 1)) + QStringLiteral(" · ");
+            kept = tr("%1 tokens per head").arg(locale.toString(m_results.keptPerHead, 'f', whole ? 0 : 1)) + separator;
         }
         kept += megabytes(m_results.kvBytes);
+        if (!std::isnan(m_results.bitsPerValue)) kept += separator + tr("%1 bits/value").arg(locale.toString(m_results.bitsPerValue, 'f', 2));
     } else if (m_promptTokens > 0) {
         kept = policy && !policy->usesBudget ? tr("all %1 tokens").arg(locale.toString(m_promptTokens))
                                              : tr("%1 of %2 tokens per head").arg(locale.toString(std::min(m_promptTokens, m_spec.budget.resolve(m_promptTokens))), locale.toString(m_promptTokens));
     }
     m_kept->setText(kept.isEmpty() ? tr("Not run yet") : tr("Kept  %1").arg(kept));
+    m_kept->setToolTip(std::isnan(m_results.bitsPerValue) ? QString() : tr("Bytes really stored, scales and exact values included, for each number that is kept"));
 
     QString quality;
     if (!std::isnan(m_results.perplexity)) {
@@ -350,8 +467,9 @@ void LaneEditor::showLines() {
     m_speed->setText(std::isnan(m_results.msPerToken) ? QString() : tr("%1 ms/tok").arg(locale.toString(m_results.msPerToken, 'f', 1)));
     m_speed->setToolTip(tr("Median time of a decode step, policy included"));
     m_speed->setVisible(!std::isnan(m_results.msPerToken));
-    m_notice->setText(m_results.notice.isEmpty() ? QString() : QStringLiteral("⚠ ") + m_results.notice.toHtmlEscaped());
-    m_notice->setVisible(!m_results.notice.isEmpty());
+    const QString& notice = m_refused.isEmpty() ? m_results.notice : m_refused; // what keeps it from running comes first
+    m_notice->setText(notice.isEmpty() ? QString() : QStringLiteral("⚠ ") + notice.toHtmlEscaped());
+    m_notice->setVisible(!notice.isEmpty());
 }
 
 void LaneEditor::paintEvent(QPaintEvent*) {

@@ -4,13 +4,16 @@
 #include "engine/data/job.h"
 #include "engine/data/trace.h"
 #include "widgets/policy/policy_form.h"
+#include "widgets/policy/quant_form.h"
 
 #include <QFrame>
+#include <functional>
 #include <memory>
 #include <vector>
 
 class QComboBox;
 class QDoubleSpinBox;
+class QHBoxLayout;
 class QLabel;
 class QSlider;
 class QToolButton;
@@ -22,6 +25,7 @@ struct LaneResults {
     bool measured = false;         // the lane has steps
     double keptPerHead = NotMeasured; // tokens, mean over layers and heads, after the last step
     double kvBytes = NotMeasured;  // stored, after the last step
+    double bitsPerValue = NotMeasured; // of these bytes, where a quantizer packs them
     double perplexity = NotMeasured;
     double perplexityDelta = NotMeasured; // against lane A after the same step; only where both were fed the same text
     double msPerToken = NotMeasured; // median over the decode steps
@@ -43,6 +47,9 @@ public:
     void setResults(const LaneResults& results);
     void setFocused(bool focused);
     void setRemovable(bool removable);
+    // How the lane's cache may be stored, and the sentence that refuses a combination (empty: it works). Without quantizers there is no row.
+    using Conflict = std::function<QString(const PolicySpec&)>;
+    void setQuantizers(const std::vector<QuantInfo>& quantizers, Conflict conflict);
 
 Q_SIGNALS:
     void specChanged(keepsight::LaneIndex lane, const keepsight::PolicySpec& spec);   // a decided change
@@ -53,6 +60,7 @@ Q_SIGNALS:
 protected:
     void paintEvent(QPaintEvent* event) override;
     void mousePressEvent(QMouseEvent* event) override;
+    void resizeEvent(QResizeEvent* event) override;
     void changeEvent(QEvent* event) override;
     bool eventFilter(QObject* object, QEvent* event) override;
 
@@ -65,6 +73,9 @@ private:
     void showSummary();
     void dimSummary();
     void setBudget(const Budget& budget);
+    void showQuantizer();
+    QuantSpec quantFor(const std::string& policy) const;
+    QString refusal(const PolicySpec& spec) const;
     void sliderMoved();
     int tokensHigh() const;
     const PolicyInfo* info() const { return m_form->info(); }
@@ -85,6 +96,13 @@ private:
     QSlider* m_slider = nullptr;
     QDoubleSpinBox* m_amount = nullptr;
     QComboBox* m_unit = nullptr;
+    QWidget* m_quantRow = nullptr;
+    QHBoxLayout* m_quantLayout = nullptr;
+    QuantForm* m_quant = nullptr; // nullptr: no quantizers are known
+    QToolButton* m_quantOpen = nullptr;
+    int m_quantAt = 0;            // of the row in the card
+    Conflict m_conflict;
+    QString m_refused;            // why this lane cannot run
     QLabel* m_kept = nullptr;
     QLabel* m_quality = nullptr;
     QLabel* m_speed = nullptr;

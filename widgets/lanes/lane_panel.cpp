@@ -24,6 +24,13 @@ LanePanel::LanePanel(std::vector<PolicyInfo> policies, QWidget* parent) : QWidge
     renumber();
 }
 
+void LanePanel::setQuantizers(std::vector<QuantInfo> quantizers, LaneEditor::Conflict conflict) {
+    m_quantizers = std::move(quantizers);
+    m_conflict = std::move(conflict);
+    for (LaneEditor* editor : m_editors)
+        editor->setQuantizers(m_quantizers, m_conflict);
+}
+
 std::vector<LaneSpec> LanePanel::defaults() const {
     std::vector<LaneSpec> out{{"A", PolicySpec{}}, {"B", PolicySpec{.id = "snapkv", .params = {}, .budget = Budget::removed(0.5)}}};
     // A registry without them (a test, a cut-down build): the first without and the first with a budget.
@@ -68,6 +75,7 @@ void LanePanel::setLanes(const std::vector<LaneSpec>& lanes) {
 
 void LanePanel::append(const PolicySpec& spec) {
     auto* editor = new LaneEditor(LaneIndex{static_cast<std::int32_t>(m_editors.size())}, m_policies);
+    editor->setQuantizers(m_quantizers, m_conflict);
     editor->setSpec(spec);
     m_column->insertWidget(static_cast<int>(m_editors.size()), editor);
     m_editors.push_back(editor);
@@ -125,7 +133,8 @@ void LanePanel::setResults(std::shared_ptr<const Trace> trace) {
 }
 
 void LanePanel::showResults() {
-    const int tokens = m_trace && m_trace->prefillLength > 0 ? m_trace->prefillLength : m_promptTokens;
+    const bool stepped = m_trace && m_trace->prefillLength > 0 && m_trace->lastStep() >= 0; // a suite's windows are not the text's prefill
+    const int tokens = stepped ? m_trace->prefillLength : m_promptTokens;
     for (LaneEditor* editor : m_editors) {
         editor->setPromptTokens(tokens);
         // Numbers of another policy or budget would be a lie under this heading.

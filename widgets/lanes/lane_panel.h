@@ -19,6 +19,7 @@ class LanePanel : public QWidget {
 public:
     explicit LanePanel(std::vector<PolicyInfo> policies, QWidget* parent = nullptr);
 
+    void setQuantizers(std::vector<QuantInfo> quantizers, LaneEditor::Conflict conflict); // none: lanes offer no choice
     std::vector<LaneSpec> lanes() const;
     void setLanes(const std::vector<LaneSpec>& lanes); // at most four are shown; none: the default pair. Emits lanesChanged on a difference
     void setPromptTokens(int tokens);                  // length of the prefill before a run said so; 0: unknown
@@ -42,6 +43,8 @@ private:
     std::vector<LaneSpec> defaults() const;
 
     std::vector<PolicyInfo> m_policies;
+    std::vector<QuantInfo> m_quantizers;
+    LaneEditor::Conflict m_conflict;
     std::vector<LaneEditor*> m_editors;
     std::shared_ptr<const Trace> m_trace;
     FocusModel* m_focus = nullptr;

@@ -23,6 +23,8 @@ LaneResults laneResults(const Trace& trace, LaneIndex lane) {
             for (int h = 0; h < heads; ++h)
                 held += std::ranges::count(of.retention.evictedAt(LayerIndex{l}, HeadIndex{h}), NeverEvicted);
         out.keptPerHead = static_cast<double>(held) / (layers * heads);
+        const double values = 2.0 * static_cast<double>(held) * trace.model.config.headDim; // keys and values
+        if (of.policy.quant != QuantSpec() && values > 0) out.bitsPerValue = 8 * out.kvBytes / values;
     }
 
     out.perplexity = trace.perplexityAt(lane, last.step);

@@ -10,9 +10,18 @@
 namespace keepsight {
 namespace {
 
-bool isBytes(const std::string& field) { return field == "bytes" || field.ends_with("_bytes"); }
+bool isBytes(const std::string& field) { return field == "bytes" || field.ends_with("_bytes") || field.find("_bytes_") != std::string::npos; }
 
 bool isShare(const std::string& field) { return field.ends_with("ratio") || field.ends_with("share") || field.ends_with("score"); }
+
+// Parts of a result and notes beside it, each of a kind of its own: they are read elsewhere, or not at all.
+bool isShown(const std::string& kind) { return kind != "suite_window" && kind != "explain"; }
+
+// A suite compares by these: they stand in front of the rest.
+const std::vector<std::string>& leadingFields(const std::string& kind) {
+    static const std::vector<std::string> suite{"policy", "quant", "compression_ratio", "ppl", "ppl_delta", "kv_bytes", "bits_per_value", "tpot_ms"}, none;
+    return kind == "suite" ? suite : none;
+}
 
 QString shownReal(double value) {
     if (std::isnan(value)) return {};
@@ -26,9 +35,10 @@ QString shownReal(double value) {
 
 FieldTitle fieldTitle(const std::string& field) {
     const QString name = QString::fromStdString(field);
-    if (isBytes(field)) return {name.chopped(field == "bytes" ? 0 : 6), QStringLiteral("MB")};
+    if (isBytes(field)) return {field == "bytes" ? name : QString(name).remove(QStringLiteral("_bytes")), QStringLiteral("MB")};
     if (field.ends_with("_ms")) return {name.chopped(3), QStringLiteral("ms")};
     if (field.ends_with("_s")) return {name.chopped(2), QStringLiteral("s")};
+    if (field == "compression_ratio") return {QStringLiteral("ratio"), {}}; // the tool tip has the long name
     if (field == "depth") return {name, QStringLiteral("%")};
     if (field == "length" || field == "budget" || field == "n_tokens") return {name, QStringLiteral("tokens")};
     return {name, {}};
@@ -70,7 +80,7 @@ QString shownValue(const std::string& field, const Measurement::Value& value) {
 std::vector<std::string> ResultsModel::kinds(const Trace& trace) {
     std::vector<std::string> out;
     for (const Measurement& row : trace.measurements)
-        if (std::ranges::find(out, row.kind) == out.end()) out.push_back(row.kind);
+        if (isShown(row.kind) && std::ranges::find(out, row.kind) == out.end()) out.push_back(row.kind);
     return out;
 }
 
@@ -84,6 +94,8 @@ void ResultsModel::set(std::shared_ptr<const Trace> trace, const std::string& ki
             for (const auto& [name, unused] : row.fields)
                 if (std::ranges::find(columns, name) == columns.end()) columns.push_back(name);
         }
+    const std::vector<std::string>& leading = leadingFields(kind);
+    std::ranges::stable_sort(columns, {}, [&](const std::string& name) { return std::ranges::find(leading, name) - leading.begin(); });
     const auto sameRow = [](const Measurement& a, const Measurement& b) {
         return a.lane == b.lane && std::ranges::equal(a.fields, b.fields, [](const auto& x, const auto& y) { return x.first == y.first && exactValue(x.second) == exactValue(y.second); });
     };

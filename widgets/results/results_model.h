@@ -1,4 +1,4 @@
-// The measurements of one kind as a table: a row each, fields as columns in recorded order.
+// The measurements of one kind as a table: a row each, fields as columns in recorded order (of a suite: what it compares by first).
 #pragma once
 
 #include "engine/data/trace.h"
@@ -18,7 +18,7 @@ public:
 
     using QAbstractTableModel::QAbstractTableModel;
 
-    static std::vector<std::string> kinds(const Trace& trace); // in order of first appearance
+    static std::vector<std::string> kinds(const Trace& trace); // in order of first appearance; windows of a suite and explanations are left out
     void set(std::shared_ptr<const Trace> trace, const std::string& kind); // rows that were only added are inserted, selections survive
     const std::vector<Measurement>& rows() const { return m_rows; }
     std::vector<int> constantColumns() const; // every row shows the same; none if there are fewer than two rows

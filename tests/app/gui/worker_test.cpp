@@ -164,6 +164,52 @@ private Q_SLOTS:
         m_worker->cancel(busy);
         QVERIFY(ended(busy));
     }
+    void explanationsAreAnsweredNewestWinsAndSayWhatIsWrong() {
+        Job each = job(RunKind::score, 200);
+        each.lanes[1].policy = PolicySpec{.id = "tova", .params = {}, .budget = Budget::removed(0.5)};
+        const JobId id = m_worker->submit(each, "run");
+        QVERIFY(ended(id));
+        const auto trace = resultOf(id);
+        QSignalSpy answers(m_worker.get(), &EngineWorker::explained);
+        ExplainRequest ask;
+        ask.policy = each.lanes[1].policy;
+        ask.layer = LayerIndex(4);
+        for (Position p = trace->prefillLength; p < Position(trace->tokens.size()); ++p)
+            ask.fed.push_back(trace->tokens[std::size_t(p)].id);
+        ask.step = Step(trace->lastStep());
+        for (ask.position = 1; ask.position < 6; ++ask.position)
+            m_worker->explain(quint64(ask.position), ask);
+        QVERIFY(QTest::qWaitFor([&] { return !answers.isEmpty() && answers.back().at(0).toULongLong() == 5; }, Long));
+        QTest::qWait(50);
+        QVERIFY(answers.size() <= 2); // each newer one stopped the one before
+        QVERIFY(answers.back().at(1).value<ExplanationPtr>());
+        QCOMPARE(answers.back().at(1).value<ExplanationPtr>()->position, 5);
+
+        // A preview goes first; the explanation is begun again after it.
+        QSignalSpy previews(m_worker.get(), &EngineWorker::previewed);
+        answers.clear();
+        m_worker->explain(9, ask);
+        QTest::qWait(20);
+        m_worker->preview(trace, LaneIndex(1), ask.policy);
+        QVERIFY(QTest::qWaitFor([&] { return !previews.isEmpty() && !answers.isEmpty(); }, Long));
+        QCOMPARE(answers.back().at(0).toULongLong(), quint64(9));
+
+        answers.clear();
+        ask.step = Step(1);
+        ask.policy.id = "no_such_policy";
+        m_worker->explain(10, ask);
+        QVERIFY(answers.wait(Long));
+        QVERIFY(!answers.back().at(1).value<ExplanationPtr>());
+        QVERIFY2(answers.back().at(2).toString().contains("no_such_policy"), qPrintable(answers.back().at(2).toString()));
+
+        answers.clear();
+        ask.policy = each.lanes[1].policy;
+        ask.step = Step(trace->lastStep());
+        m_worker->explain(11, ask);
+        m_worker->stopExplaining();
+        QTest::qWait(300);
+        QVERIFY(answers.isEmpty());
+    }
     void aRunIsRecordedAgainstAccidents() {
         QTemporaryDir dir;
         const QString path = dir.filePath("run.keep");
