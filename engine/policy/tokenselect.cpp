@@ -63,7 +63,7 @@ public:
         for (std::int32_t i = 0; i < shares.init; ++i) out.push_back(i);
         const auto localBegin = static_cast<std::int32_t>(total - local);
         for (const std::int32_t i : last.chosen)
-            if (i < localBegin) out.push_back(i);
+            if (i >= shares.init && i < localBegin) out.push_back(i); // shares of a ratio grow with the text
         for (std::int32_t i = localBegin; i < total; ++i) out.push_back(i);
         return out;
     }

@@ -211,7 +211,8 @@ Explanation Snapshot::explain(const Policy& policy, const Quantizer* quantizer, 
     out.step = Step{1};
     policy.amend(out, view(layer), here, plan);
 
-    // The smallest budget that keeps it, by halving: more budget never drops a token for plain scores, and nearly never for split ones.
+    // The smallest budget that keeps it, by halving: more budget never drops a token for plain scores, and nearly never for split ones. What was
+    // dropped needs more than it had, though windows that shrink with the budget may keep it by accident with less.
     const auto keptWith = [&](int tokens) {
         PolicySpec spec = policy.spec();
         spec.budget = Budget::kept(tokens);
@@ -223,7 +224,7 @@ Explanation Snapshot::explain(const Policy& policy, const Quantizer* quantizer, 
         return std::binary_search(keep.begin(), keep.end(), position);
     };
     if (!policyEntry(policy.spec().id).info.usesBudget) return out;
-    int low = 0, high = static_cast<int>(m_length); // not kept with low, kept with high
+    int low = out.kept ? 0 : std::min(plan.keep, static_cast<int>(m_length) - 1), high = static_cast<int>(m_length); // not kept with low, kept with high
     if (!keptWith(high)) return out;
     while (high - low > 1) {
         const int middle = low + (high - low) / 2;
