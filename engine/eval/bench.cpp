@@ -24,7 +24,7 @@ std::vector<TokenId> benchIds(EvalContext& context) {
     if (spec.context < 1 || spec.newTokens < 1 || spec.repeats < 1 || spec.warmup < 0)
         throw UsageError("bench: expected ctx, new and repeats of at least 1 and warmup of at least 0, found ctx " + std::to_string(spec.context) + ", new " +
                          std::to_string(spec.newTokens) + ", repeats " + std::to_string(spec.repeats) + ", warmup " + std::to_string(spec.warmup));
-    checkContext(context.model.config(), spec.context + spec.newTokens, "the bench");
+    checkContext(context.model.config(), spec.context + spec.newTokens, "the bench", context.policies);
     checkMemory(context.model, spec.context + spec.newTokens, 1);
     std::vector<TokenId> ids;
     if (context.job.prompt.ids || !context.job.prompt.text.empty()) {
@@ -54,7 +54,7 @@ void timeLane(EvalContext& context, std::size_t lane, const std::vector<TokenId>
     if (!snapshot) snapshot = Snapshot::prefill(context.model, ids, prefillOptionsFor(std::span(&policy, 1), spec.context), context.stop);
     Branch branch(context.model, snapshot, policy, branchOptions(context, lane, spec.newTokens));
     const double prefill = shared + since(); // with the policy's work
-    TokenId token = argmaxToken({snapshot->lastLogits().data_ptr<float>(), static_cast<std::size_t>(snapshot->lastLogits().numel())});
+    TokenId token = argmaxToken({branch.firstLogits().data_ptr<float>(), static_cast<std::size_t>(branch.firstLogits().numel())});
     const double ttft = shared + since();
     std::vector<double> steps;
     double before = ttft;

@@ -48,7 +48,9 @@ std::vector<TokenId> promptIds(const Tokenizer& tokenizer, const ChatFrame& fram
     return ids;
 }
 
-void checkContext(const ModelConfig& config, std::int64_t tokens, std::string_view what) {
+void checkContext(const ModelConfig& config, std::int64_t tokens, std::string_view what, std::span<const std::shared_ptr<const Policy>> policies) {
+    // Lanes that pass the prompt by selection never use a position beyond what they attend to.
+    if (!policies.empty() && std::ranges::all_of(policies, [](const auto& policy) { return policy->ownsPrefill(); })) return;
     if (config.maxPositions > 0 && tokens > config.maxPositions)
         throw EngineError(std::string(what) + " needs " + std::to_string(tokens) + " tokens, the model's context holds " + std::to_string(config.maxPositions) +
                           "; shorten the text or the continuation");
@@ -158,6 +160,7 @@ BranchOptions branchOptions(const EvalContext& context, std::size_t lane, std::i
     options.headroom = headroom;
     options.recordEvictions = false;
     options.quantizer = context.quantizers[lane];
+    options.stop = context.stop;
     return options;
 }
 

@@ -35,7 +35,8 @@ struct EvalContext {
 using Evaluation = void (*)(EvalContext&); // returns when complete; throws Cancelled or EngineError
 
 std::vector<TokenId> promptIds(const Tokenizer& tokenizer, const ChatFrame& frame, const PromptSpec& prompt); // throws UsageError, EngineError
-void checkContext(const ModelConfig& config, std::int64_t tokens, std::string_view what); // longer than the model's context: EngineError
+// Longer than the model's context: EngineError, unless every one of the policies reads prompts of any length.
+void checkContext(const ModelConfig& config, std::int64_t tokens, std::string_view what, std::span<const std::shared_ptr<const Policy>> policies = {});
 // Bytes a job with that many cached tokens and lanes will need against what the machine has; EngineError if it cannot fit.
 void checkMemory(const Model& model, std::int64_t tokens, std::int64_t lanes);
 

@@ -43,7 +43,7 @@ void runGenerate(EvalContext& context) {
     const std::vector<TokenId> ids = promptIds(context.tokenizer, context.frame, job.prompt);
     if (job.generate.maxNew < 0) throw UsageError("generate: expected max-new of at least 0, found " + std::to_string(job.generate.maxNew));
     const auto prompt = static_cast<std::int64_t>(ids.size()), total = prompt + job.generate.maxNew;
-    checkContext(context.model.config(), total, "the prompt with its continuation");
+    checkContext(context.model.config(), total, "the prompt with its continuation", context.policies);
     const auto lanes = context.policies.size();
     checkMemory(context.model, total, static_cast<std::int64_t>(lanes));
 
@@ -65,7 +65,7 @@ void runGenerate(EvalContext& context) {
         std::vector<double> stepMs;
     };
     std::vector<State> states(lanes);
-    for (State& s : states) s.logits = run.snapshot->lastLogits();
+    for (std::size_t lane = 0; lane < lanes; ++lane) states[lane].logits = run.branches[lane]->firstLogits();
     const auto publish = [&] {
         for (std::size_t lane = 0; lane < lanes; ++lane)
             recordLaneMaps(LaneIndex{static_cast<std::int32_t>(lane)}, *run.branches[lane], static_cast<Position>(prompt), run.bin, context.sink);

@@ -49,7 +49,7 @@ void runNeedle(EvalContext& context) {
     const std::size_t lanes = context.policies.size();
     const int longest = *std::max_element(spec.lengths.begin(), spec.lengths.end());
     const int answerTokens = spec.digits + 12; // one token a digit in most vocabularies, and a few words before them
-    checkContext(context.model.config(), longest + answerTokens, "the longest needle prompt");
+    checkContext(context.model.config(), longest + answerTokens, "the longest needle prompt", context.policies);
     checkMemory(context.model, longest + answerTokens, 1);
     context.sink.begin(context.header);
 
@@ -78,7 +78,7 @@ void runNeedle(EvalContext& context) {
                     const auto begin = std::chrono::steady_clock::now();
                     Branch branch(context.model, snapshot, context.policies[lane], options);
                     const double share = needleShare(branch.cache(), prompt.needleBegin, prompt.needleEnd);
-                    at::Tensor logits = snapshot->lastLogits();
+                    at::Tensor logits = branch.firstLogits();
                     if (!spec.queryAware) logits = branch.feed(prompt.question, LogitRows::last, true, context.stop).reshape({-1});
                     std::string answer;
                     std::vector<double> stepMs;

@@ -31,6 +31,7 @@ std::vector<WindowResult> scoreSuffix(EvalContext& context, const std::shared_pt
         options.headroom = static_cast<std::int64_t>(suffix.size());
         options.recordEvictions = false;
         options.quantizer = lanes[i].quantizer;
+        options.stop = context.stop;
         branches.push_back(std::make_unique<Branch>(context.model, snapshot, lanes[i].policy, options));
         const Branch& branch = *branches.back();
         WindowResult& out = results[i];
@@ -42,7 +43,7 @@ std::vector<WindowResult> scoreSuffix(EvalContext& context, const std::shared_pt
         out.prefillMs = snapshot->milliseconds();
         out.selectMs = branch.selectMilliseconds();
         if (context.job.ppl.includeBoundary)
-            out.nll += negativeLogLikelihood({snapshot->lastLogits().data_ptr<float>(), static_cast<std::size_t>(snapshot->lastLogits().numel())}, suffix[0]);
+            out.nll += negativeLogLikelihood({branch.firstLogits().data_ptr<float>(), static_cast<std::size_t>(branch.firstLogits().numel())}, suffix[0]);
     }
     // The last token predicts nothing that is scored; it goes along, because matrix products of an odd number of rows are slower.
     std::vector<TokenId> targets(suffix.begin() + 1, suffix.end());

@@ -15,7 +15,7 @@ void runScore(EvalContext& context) {
     const std::vector<TokenId> ids = promptIds(context.tokenizer, context.frame, context.job.prompt);
     const auto total = static_cast<std::int64_t>(ids.size());
     if (total < 2) throw EngineError("score: expected a text of at least 2 tokens, found " + std::to_string(total));
-    checkContext(context.model.config(), total, "the text");
+    checkContext(context.model.config(), total, "the text", context.policies);
     const auto lanes = context.policies.size();
     checkMemory(context.model, total, static_cast<std::int64_t>(lanes));
     const auto prefix = std::clamp<std::int64_t>(static_cast<std::int64_t>(static_cast<double>(total) * context.job.score.prefixRatio), 1, total - 1);
@@ -29,7 +29,8 @@ void runScore(EvalContext& context) {
 
     ProgressMeter meter(context.progress, prefix + (total - prefix) * static_cast<std::int64_t>(lanes));
     LaneRun run = startLanes(context, std::span(ids).first(static_cast<std::size_t>(prefix)), total, meter);
-    std::vector<at::Tensor> logits(lanes, run.snapshot->lastLogits());
+    std::vector<at::Tensor> logits;
+    for (const auto& branch : run.branches) logits.push_back(branch->firstLogits());
     std::vector<double> nll(lanes, 0.0);
     std::vector<std::vector<double>> stepMs(lanes);
     const auto publish = [&] {

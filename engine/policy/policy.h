@@ -105,6 +105,9 @@ public:
     // Adds to an explanation what only the policy knows (a rule without scores); default: nothing.
     virtual void amend(Explanation&, const LayerView&, const Place&, const Plan&) const {}
 
+    // The policy acts inside the prompt's pass too, so that the shared prefill is not its own: the lane passes the prompt itself.
+    virtual bool ownsPrefill() const { return false; }
+
     // PolicyKind::attend: the entries that the coming queries attend to, one set for all heads; nullopt: all. Called before attention,
     // with view.queries and keys before RoPE.
     virtual std::optional<std::vector<std::int32_t>> attend(const LayerView&, const Place&, LayerMemory*) const { return std::nullopt; }

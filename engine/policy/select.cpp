@@ -175,4 +175,21 @@ Explanation explainEntry(const at::Tensor& tensor, const CacheLayer& entries, co
     return out;
 }
 
+int budgetThatKeeps(const Policy& policy, const Place& place, const Plan& now, bool kept, int most, const std::function<bool(const Policy&, const Plan&)>& keptWith) {
+    if (!policyEntry(policy.spec().id).info.usesBudget || most < 1) return -1;
+    const auto with = [&](int tokens) {
+        PolicySpec spec = policy.spec();
+        spec.budget = Budget::kept(tokens);
+        const std::unique_ptr<const Policy> other = makePolicy(spec);
+        return keptWith(*other, other->planFor(place));
+    };
+    int low = kept ? 0 : std::min(now.keep, most - 1), high = most; // not kept with low, kept with high
+    if (!with(high)) return -1;
+    while (high - low > 1) {
+        const int middle = low + (high - low) / 2;
+        (with(middle) ? high : low) = middle;
+    }
+    return high;
+}
+
 } // namespace keepsight

@@ -5,6 +5,8 @@
 #include "engine/data/explanation.h"
 #include "engine/policy/policy.h"
 
+#include <functional>
+
 namespace keepsight {
 
 // Per KV head: the protected entries and the highest scores among the rest, `plan.keep` in all (everything if fewer are held); if
@@ -15,5 +17,10 @@ Selection select(const at::Tensor& scores, const std::vector<std::int32_t>& held
 
 // What the selection did with entry `index` of `head`: score, rank, cutoff and who holds the last slot. budgetNeeded is left unset.
 Explanation explainEntry(const at::Tensor& scores, const CacheLayer& entries, const Plan& plan, const Selection& selection, HeadIndex head, std::int32_t index);
+
+// The smallest budget (tokens per head) that keeps an entry, by halving: more budget never drops one for plain scores, and nearly never for
+// split ones. What was dropped needs more than it had, though windows that shrink with the budget may keep it by accident with less.
+// keptWith: does the policy with that budget, and its plan at `place`, keep it? −1: no budget up to `most` does, or the policy has none.
+int budgetThatKeeps(const Policy& policy, const Place& place, const Plan& now, bool kept, int most, const std::function<bool(const Policy&, const Plan&)>& keptWith);
 
 } // namespace keepsight

@@ -6,9 +6,11 @@
 // top k of the vote make one set for all heads of the layer. What is attended to is renumbered from 0 (rope = cache_relative).
 // Selection cache: while cos(q̄, q̄ at the last selection) ≥ theta, the last set is used again; at most for `local` tokens, because later
 // ones would otherwise be neither local nor candidates.
-// Where we differ: queries read KV head h / G (the paper's kernel takes h mod Hkv, which is wrong for contiguous groups); votes are summed in
-// fp32; the local part always covers the call's own tokens, so that a chunk longer than `local` stays causal; the prompt itself is
-// prefilled with full attention, which all lanes share, so selection begins with the first call after it. Memory is not freed.
+// Where we differ: queries read KV head h / G (the paper's kernel takes h mod Hkv, which is wrong for contiguous groups); votes are summed
+// in fp32; the local part always covers the call's own tokens, so that a chunk longer than `local` stays causal; with prefill = shared the
+// prompt is read with full attention, which all lanes share, and selection begins with the first call after it; prefill = select is the
+// paper's way: blocks of 512 select too, and since positions never exceed what is attended to, a prompt may be longer than the model's
+// context (length extrapolation). Memory is not freed.
 #include "engine/policy/policy.h"
 
 #include <ATen/ATen.h>
@@ -19,9 +21,9 @@ namespace keepsight {
 namespace {
 
 struct LastSelection final : LayerMemory {
-    at::Tensor query;                    // [queryHeads · headDim] fp32
-    std::vector<std::int32_t> chosen;    // the top k, ascending
-    std::int64_t seen = -1;              // when it was made
+    at::Tensor query;                 // [queryHeads · headDim] fp32
+    std::vector<std::int32_t> chosen; // the top k, ascending
+    std::int64_t seen = -1;           // when it was made
 };
 
 class TokenSelect final : public Policy {
@@ -34,8 +36,10 @@ public:
         m_theta = params.real("theta");
         m_kernel = params.integer("kernel");
         m_scaled = params.choice("scale") == "sqrt_d";
+        m_ownsPrefill = params.choice("prefill") == "select";
         m_rope = RopeMode::cacheRelative;
     }
+    bool ownsPrefill() const override { return m_ownsPrefill; }
     Schedule schedule() const override { return {.afterPrefill = false, .everySteps = 0}; }
     std::unique_ptr<LayerMemory> remember() const override { return std::make_unique<LastSelection>(); }
 
@@ -60,11 +64,13 @@ public:
             last.seen = place.seen;
         }
         std::vector<std::int32_t> out;
-        for (std::int32_t i = 0; i < shares.init; ++i) out.push_back(i);
+        for (std::int32_t i = 0; i < shares.init; ++i)
+            out.push_back(i);
         const auto localBegin = static_cast<std::int32_t>(total - local);
         for (const std::int32_t i : last.chosen)
             if (i >= shares.init && i < localBegin) out.push_back(i); // shares of a ratio grow with the text
-        for (std::int32_t i = localBegin; i < total; ++i) out.push_back(i);
+        for (std::int32_t i = localBegin; i < total; ++i)
+            out.push_back(i);
         return out;
     }
 
@@ -100,37 +106,88 @@ private:
         const at::Tensor host = vote.to(at::kCPU).contiguous();
         const float* v = host.data_ptr<float>();
         std::vector<std::int32_t> order(static_cast<std::size_t>(host.numel()));
-        for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int32_t>(i);
+        for (std::size_t i = 0; i < order.size(); ++i)
+            order[i] = static_cast<std::int32_t>(i);
         const auto end = order.begin() + std::min<std::ptrdiff_t>(count, static_cast<std::ptrdiff_t>(order.size()));
-        if (end != order.end()) std::nth_element(order.begin(), end, order.end(), [v](std::int32_t a, std::int32_t b) { return v[a] > v[b] || (v[a] == v[b] && a > b); });
+        if (end != order.end())
+            std::nth_element(order.begin(), end, order.end(),
+                             [v](std::int32_t a, std::int32_t b) { return v[a] > v[b] || (v[a] == v[b] && a > b); });
         order.erase(end, order.end());
         std::ranges::sort(order);
-        for (std::int32_t& i : order) i += begin;
+        for (std::int32_t& i : order)
+            i += begin;
         return order;
     }
 
     int m_init = 0, m_topK = 0, m_local = 0, m_kernel = 1;
     double m_theta = 0.9;
-    bool m_scaled = false;
+    bool m_scaled = false, m_ownsPrefill = false;
 };
 
 } // namespace
 
 PolicyEntry tokenselect_policy();
 PolicyEntry tokenselect_policy() {
-    PolicyInfo info{"tokenselect",
-                    {"token_select"},
-                    PolicyKind::attend,
-                    "Stores everything and attends, call by call, to the first, the newest and the best-voted tokens.",
-                    "TokenSelect, arXiv:2411.02886",
-                    {{"init", ParamInfo::Type::integer, "0", 0, 1 << 20, {}, "tokens", "First tokens always attended to; 0: the budget's share, without one 128."},
-                     {"top_k", ParamInfo::Type::integer, "0", 0, 1 << 24, {}, "tokens", "Tokens chosen by the vote; 0: the rest of the budget, without one 2048."},
-                     {"local", ParamInfo::Type::integer, "0", 0, 1 << 24, {}, "tokens", "Newest tokens always attended to; 0: the budget's share, without one 512."},
-                     {"theta", ParamInfo::Type::real, "0.9", -1, 2, {}, "cosine",
-                      "A query at least this similar to the one of the last selection uses its set again; above 1: select every time."},
-                     {"kernel", ParamInfo::Type::integer, "1", 1, 255, {}, "tokens", "Width of the max pooling of the votes, odd; 1: none.", true},
-                     {"scale", ParamInfo::Type::choice, "1", 0, 0, {"1", "sqrt_d"}, "", "Dot products as they are (the paper's code), or divided by the root of the head size."}}};
-    return {info, [](const PolicyInfo& i, const PolicySpec& spec) -> std::unique_ptr<const Policy> { return std::make_unique<TokenSelect>(i, spec); }};
+    PolicyInfo info{
+        "tokenselect",
+        {"token_select"},
+        PolicyKind::attend,
+        "Stores everything and attends, call by call, to the first, the newest and the best-voted tokens.",
+        "TokenSelect, arXiv:2411.02886",
+        {{"init",
+          ParamInfo::Type::integer,
+          "0",
+          0,
+          1 << 20,
+          {},
+          "tokens",
+          "First tokens always attended to; 0: the budget's share, without one 128."},
+         {"top_k",
+          ParamInfo::Type::integer,
+          "0",
+          0,
+          1 << 24,
+          {},
+          "tokens",
+          "Tokens chosen by the vote; 0: the rest of the budget, without one 2048."},
+         {"local",
+          ParamInfo::Type::integer,
+          "0",
+          0,
+          1 << 24,
+          {},
+          "tokens",
+          "Newest tokens always attended to; 0: the budget's share, without one 512."},
+         {"theta",
+          ParamInfo::Type::real,
+          "0.9",
+          -1,
+          2,
+          {},
+          "cosine",
+          "A query at least this similar to the one of the last selection uses its set again; above 1: select every time."},
+         {"kernel", ParamInfo::Type::integer, "1", 1, 255, {}, "tokens", "Width of the max pooling of the votes, odd; 1: none.", true},
+         {"scale",
+          ParamInfo::Type::choice,
+          "1",
+          0,
+          0,
+          {"1", "sqrt_d"},
+          "",
+          "Dot products as they are (the paper's code), or divided by the root of the head size."},
+         {"prefill",
+          ParamInfo::Type::choice,
+          "shared",
+          0,
+          0,
+          {"shared", "select"},
+          "",
+          "shared: the prompt is read with full attention, once for all lanes; select: by selection too, in blocks of 512, which also "
+          "reads prompts longer than the "
+          "model's context."}}};
+    return {info, [](const PolicyInfo& i, const PolicySpec& spec) -> std::unique_ptr<const Policy> {
+                return std::make_unique<TokenSelect>(i, spec);
+            }};
 }
 
 } // namespace keepsight

@@ -83,7 +83,24 @@ Branch::Branch(const Model& model, std::shared_ptr<const Snapshot> snapshot, std
             layer.memory[Statistic] = gatherStatistic(choice.statistics[i], choice.selections[i], layer.capacity());
         }
     m_maps.resize(static_cast<std::size_t>(m_cache.layers()));
+    m_firstLogits = m_snapshot->lastLogits();
+    if (m_policy->ownsPrefill()) passPrompt(options.stop);
     m_selectMilliseconds = millisecondsSince(begin);
+}
+
+// The policy acts inside the prompt's pass: the shared prefill is replaced by the lane's own, block by block.
+void Branch::passPrompt(std::stop_token stop) {
+    const std::span<const TokenId> ids = m_snapshot->ids();
+    m_cache = KvCache(m_model.config(), m_model.dtype(), m_model.device(), m_policy->rope(), m_options.quantizer);
+    for (int l = 0; l < m_cache.layers(); ++l) m_cache.reserve(LayerIndex{l}, m_snapshot->length() + m_options.headroom);
+    m_seen = 0;
+    at::Tensor logits;
+    for (std::size_t done = 0; done < ids.size();) {
+        const std::size_t count = std::min<std::size_t>(static_cast<std::size_t>(Snapshot::Block), ids.size() - done);
+        logits = feed(ids.subspan(done, count), done + count == ids.size() ? LogitRows::last : LogitRows::none, false, stop);
+        done += count;
+    }
+    m_firstLogits = logits.reshape({-1});
 }
 
 at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict, std::stop_token stop) {
@@ -163,7 +180,16 @@ void Branch::explain(const LayerView& view, const Plan& plan, const Place& here,
             const std::int32_t* found = std::lower_bound(row, row + view.entries.held[h], position);
             if (found == row + view.entries.held[h] || *found != position) continue; // evicted earlier, or still to come
             const HeadIndex head{static_cast<std::int32_t>(h)};
-            Explanation e = explainEntry(scores, view.entries, plan, selection, head, static_cast<std::int32_t>(found - row));
+            const auto index = static_cast<std::int32_t>(found - row);
+            Explanation e = explainEntry(scores, view.entries, plan, selection, head, index);
+            if (!m_memories[static_cast<std::size_t>(view.layer.value)]) { // a memory would be changed by asking
+                const at::Tensor statistic = m_needs.decodeSums ? view.entries.memory.at(Statistic) : at::Tensor();
+                e.budgetNeeded = budgetThatKeeps(*m_policy, here, plan, e.kept, static_cast<int>(here.held), [&](const Policy& other, const Plan& p) {
+                    if (!other.decides(here, p, view.entries.total(), m_model.config().kvHeads)) return true;
+                    const std::vector<std::int32_t> keep = other.choose(view, here, p, other.score(view, p, statistic), nullptr, nullptr).keep[h];
+                    return std::binary_search(keep.begin(), keep.end(), index);
+                });
+            }
             e.layer = view.layer;
             e.step = Step{static_cast<std::int32_t>(m_steps + 1)};
             m_policy->amend(e, view, here, plan);

@@ -11,11 +11,12 @@ struct BranchOptions {
     bool recordEvictions = true;
     std::shared_ptr<const Quantizer> quantizer; // how the lane stores its cache; null: as it comes
     std::vector<Position> explain;              // tokens whose fate takeExplanations() tells
+    std::stop_token stop;                       // of the constructor, where the lane passes the prompt itself
 };
 
 class Branch final : private LayerObserver {
 public:
-    // Scores, selects and copies what `policy` keeps of the prefill. Throws EngineError.
+    // Scores, selects and copies what `policy` keeps of the prefill. Throws EngineError, Cancelled.
     Branch(const Model& model, std::shared_ptr<const Snapshot> snapshot, std::shared_ptr<const Policy> policy, const BranchOptions& options);
     Branch(const Branch&) = delete;
 
@@ -36,6 +37,8 @@ public:
     // Feeds ids without eviction to branches of one snapshot and gives the loss of targets[i] after ids[i], [branches, S] fp32 on the CPU.
     static at::Tensor losses(std::span<const std::unique_ptr<Branch>> branches, std::span<const TokenId> ids, std::span<const TokenId> targets, std::stop_token stop);
 
+    // [vocab] fp32 on the CPU: what the prompt predicts; the snapshot's, or this lane's own where it passed the prompt itself.
+    const at::Tensor& firstLogits() const { return m_firstLogits; }
     const KvCache& cache() const { return m_cache; }
     const Policy& policy() const { return *m_policy; }
     Position seen() const { return m_seen; }
@@ -52,6 +55,7 @@ private:
     std::optional<std::vector<std::int32_t>> attend(const LayerView& view) override;
     Place place(LayerIndex layer, std::int64_t held, std::int64_t fresh) const;
     LayerView withWindow(const LayerView& view);
+    void passPrompt(std::stop_token stop);
     void explain(const LayerView& view, const Plan& plan, const Place& here, const at::Tensor& scores, const Selection& selection);
 
     const Model& m_model;
@@ -67,6 +71,7 @@ private:
     double m_selectMilliseconds = 0, m_policyMilliseconds = 0;
     std::vector<Eviction> m_evictions;
     std::vector<Explanation> m_explanations;
+    at::Tensor m_firstLogits;
     std::vector<std::shared_ptr<LayerMemory>> m_memories; // per layer
     std::vector<at::Tensor> m_window; // per layer [queryHeads, ≤ lastRows, headDim]: newest queries, where the policy votes with them while decoding
     bool m_windowed = false;

@@ -96,6 +96,7 @@ std::shared_ptr<const Snapshot> Snapshot::prefill(const Model& model, std::span<
     const auto layers = static_cast<std::size_t>(model.config().layers);
     s->m_config = &model.config();
     s->m_options = options;
+    s->m_ids.assign(ids.begin(), ids.end());
     s->m_length = static_cast<std::int64_t>(ids.size());
     s->m_options.lastRows = static_cast<int>(std::min<std::int64_t>(options.lastRows, s->m_length));
     s->m_inverse = model.inverseFrequencies();
@@ -211,26 +212,12 @@ Explanation Snapshot::explain(const Policy& policy, const Quantizer* quantizer, 
     out.step = Step{1};
     policy.amend(out, view(layer), here, plan);
 
-    // The smallest budget that keeps it, by halving: more budget never drops a token for plain scores, and nearly never for split ones. What was
-    // dropped needs more than it had, though windows that shrink with the budget may keep it by accident with less.
-    const auto keptWith = [&](int tokens) {
-        PolicySpec spec = policy.spec();
-        spec.budget = Budget::kept(tokens);
-        const std::unique_ptr<const Policy> other = makePolicy(spec);
-        const Plan p = other->planFor(here);
-        if (!other->decides(here, p, entries.total(), m_config->kvHeads)) return true;
-        const Selection wider = chosen(*other).second;
+    out.budgetNeeded = budgetThatKeeps(policy, here, plan, out.kept, static_cast<int>(m_length), [&](const Policy& other, const Plan& p) {
+        if (!other.decides(here, p, entries.total(), m_config->kvHeads)) return true;
+        const Selection wider = chosen(other).second;
         const std::vector<std::int32_t>& keep = wider.keep[static_cast<std::size_t>(head.value)];
         return std::binary_search(keep.begin(), keep.end(), position);
-    };
-    if (!policyEntry(policy.spec().id).info.usesBudget) return out;
-    int low = out.kept ? 0 : std::min(plan.keep, static_cast<int>(m_length) - 1), high = static_cast<int>(m_length); // not kept with low, kept with high
-    if (!keptWith(high)) return out;
-    while (high - low > 1) {
-        const int middle = low + (high - low) / 2;
-        (keptWith(middle) ? high : low) = middle;
-    }
-    out.budgetNeeded = high;
+    });
     return out;
 }
 

@@ -43,6 +43,7 @@ public:
     const PrefillOptions& options() const { return m_options; }
     const KvCache& cache() const { return m_cache; }
     const at::Tensor& lastLogits() const { return m_lastLogits; } // [vocab] fp32, on the CPU
+    std::span<const TokenId> ids() const { return m_ids; }
     double milliseconds() const { return m_milliseconds; }
     LayerView view(LayerIndex layer) const;
     const at::Tensor& map(LayerIndex layer) const { return m_maps[static_cast<std::size_t>(layer.value)]; } // [kvHeads, rows, cols] sums; undefined: none
@@ -74,6 +75,7 @@ private:
     KvCache m_cache;
     const ModelConfig* m_config = nullptr;
     PrefillOptions m_options;
+    std::vector<TokenId> m_ids;
     std::int64_t m_length = 0;
     double m_milliseconds = 0;
     at::Tensor m_lastLogits, m_inverse, m_queryPositions;

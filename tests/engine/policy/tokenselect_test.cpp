@@ -1,4 +1,6 @@
 // tokenselect chooses by soft vote, reuses its choice while queries stay alike, and attends to ascending entries at any time.
+#include "engine/eval/evaluation.h"
+#include "engine/trace/recorder.h"
 #include "tests/support/layer_view.h"
 #include "tests/support/tiny_model.h"
 
@@ -59,20 +61,26 @@ private Q_SLOTS:
         for (int h = 0; h < 6; ++h) {
             double sum = 0;
             std::vector<double> e(150, 0);
-            for (int t = 5; t < 120; ++t) sum += e[static_cast<std::size_t>(t)] = std::exp(at::dot(q[h], f.entries.keys[h / 3][t]).item<double>() / std::sqrt(8.0));
-            for (int t = 5; t < 120; ++t) vote[static_cast<std::size_t>(t)] += e[static_cast<std::size_t>(t)] / sum;
+            for (int t = 5; t < 120; ++t)
+                sum += e[static_cast<std::size_t>(t)] = std::exp(at::dot(q[h], f.entries.keys[h / 3][t]).item<double>() / std::sqrt(8.0));
+            for (int t = 5; t < 120; ++t)
+                vote[static_cast<std::size_t>(t)] += e[static_cast<std::size_t>(t)] / sum;
         }
         std::vector<std::pair<double, int>> pooled;
         for (int t = 5; t < 120; ++t) {
             double best = 0;
-            for (int k = std::max(5, t - 1); k <= std::min(119, t + 1); ++k) best = std::max(best, vote[static_cast<std::size_t>(k)]);
+            for (int k = std::max(5, t - 1); k <= std::min(119, t + 1); ++k)
+                best = std::max(best, vote[static_cast<std::size_t>(k)]);
             pooled.emplace_back(best, t);
         }
         std::ranges::sort(pooled, std::greater<>()); // ties to the larger position
         std::vector<std::int32_t> expected;
-        for (int i = 0; i < 5; ++i) expected.push_back(i);
-        for (int i = 0; i < 20; ++i) expected.push_back(pooled[static_cast<std::size_t>(i)].second);
-        for (int i = 120; i < 150; ++i) expected.push_back(i);
+        for (int i = 0; i < 5; ++i)
+            expected.push_back(i);
+        for (int i = 0; i < 20; ++i)
+            expected.push_back(pooled[static_cast<std::size_t>(i)].second);
+        for (int i = 120; i < 150; ++i)
+            expected.push_back(i);
         std::ranges::sort(expected);
         const auto memory = policy->remember();
         QCOMPARE(attended(*policy, f, memory.get()), expected);
@@ -81,7 +89,8 @@ private Q_SLOTS:
     void reusesItsChoiceWhileQueriesStayAlike() {
         const at::Tensor keys = random({2, 200, 8}, 9);
         LayerFixture first(keys, keys, random({4, 1, 8}, 10)), other(keys, keys, random({4, 1, 8}, 11));
-        const auto always = policyOf("tokenselect:init=4,top_k=20,local=16,theta=-1", {}), never = policyOf("tokenselect:init=4,top_k=20,local=16,theta=2", {});
+        const auto always = policyOf("tokenselect:init=4,top_k=20,local=16,theta=-1", {}),
+                   never = policyOf("tokenselect:init=4,top_k=20,local=16,theta=2", {});
         const auto memory = always->remember(), fresh = never->remember();
         const auto chosen = attended(*always, first, memory.get(), 200);
         QCOMPARE(attended(*always, other, memory.get(), 201), chosen); // whatever the query
@@ -89,6 +98,34 @@ private Q_SLOTS:
         const auto anew = attended(*never, other, fresh.get(), 201);
         QVERIFY(anew != chosen);
         QCOMPARE(attended(*always, other, memory.get(), 200 + 16), anew); // after `local` tokens the choice is made anew in any case
+    }
+
+    void readsThePromptBySelection() {
+        const auto model = tinyModel();
+        const std::vector<TokenId> ids = tinyIds(1300); // three blocks
+        const auto roomy = policyOf("tokenselect:init=8,top_k=2000,local=600,prefill=select", {}),
+                   shared = policyOf("tokenselect:init=8,top_k=2000,local=600", {});
+        Branch a(*model, prefillFor(*model, ids, roomy), roomy, {.headroom = 4}),
+            b(*model, prefillFor(*model, ids, shared), shared, {.headroom = 4});
+        QVERIFY(at::allclose(a.firstLogits(), b.firstLogits(), 1e-3, 1e-3)); // everything fits: the same pass
+        QCOMPARE(a.seen(), 1300);
+        QCOMPARE(keptSets(a.cache()).kept, keptSets(b.cache()).kept);
+        const auto tight = policyOf("tokenselect:init=8,top_k=64,local=512,prefill=select,theta=2", {});
+        Branch c(*model, prefillFor(*model, ids, tight), tight, {.headroom = 4});
+        QVERIFY(!at::allclose(c.firstLogits(), b.firstLogits(), 1e-3, 1e-3));
+        const TokenId next = 5;
+        QVERIFY(at::isfinite(c.feed(std::span(&next, 1), LogitRows::last, true, {})).all().item<bool>());
+        QCOMPARE(c.cache().layer(LayerIndex{1}).maxHeld(), 1301);
+    }
+
+    void readsPromptsLongerThanTheContext() {
+        ModelConfig config;
+        config.maxPositions = 1000;
+        const std::vector<std::shared_ptr<const Policy>> select = {policyOf("tokenselect:prefill=select", {})},
+                                                         mixed = {select[0], policyOf("tokenselect", {})};
+        checkContext(config, 5000, "the text", select);
+        QVERIFY_THROWS_EXCEPTION(EngineError, checkContext(config, 5000, "the text", mixed));
+        QVERIFY_THROWS_EXCEPTION(EngineError, checkContext(config, 5000, "the text"));
     }
 
     void sharesOfARatioGrowWithoutDoubles() {
