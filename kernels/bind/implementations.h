@@ -13,6 +13,9 @@ void registerComposite(torch::Library& library); // key CompositeExplicitAutogra
 
 void registerOutputChange(torch::Library& library); // output_change.cpp: the same key
 
+void defineDecodeOperators(torch::Library& library); // decode.cpp: schemas and the composite key
+void registerDecodeComposite(torch::Library& library);
+
 void defineQuantOperators(torch::Library& library); // the three above call these for quant.cpp
 void registerQuantCpu(torch::Library& library);
 void registerQuantComposite(torch::Library& library);

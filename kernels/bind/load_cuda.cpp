@@ -1,3 +1,4 @@
+#include "kernels/bind/device_graph.h"
 #include "kernels/bind/ops.h"
 
 #include <dlfcn.h>
@@ -7,13 +8,16 @@
 namespace keepsight::ops {
 namespace {
 
+void* plugIn = nullptr;
+
 std::string tryLoad() { // why not; empty: loaded
     if (!dlopen("libcuda.so.1", RTLD_LAZY | RTLD_GLOBAL)) return "no NVIDIA driver: libcuda.so.1 could not be loaded";
     std::error_code error;
     const auto program = std::filesystem::read_symlink("/proc/self/exe", error);
     const auto library = program.parent_path() / "libkeepsight_cuda.so";
     if (error || !std::filesystem::exists(library, error)) return "no CUDA plug-in: " + library.string() + " was not built";
-    if (!dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL)) {
+    plugIn = dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
+    if (!plugIn) {
         const char* reason = dlerror();
         return "the CUDA plug-in does not load: " + std::string(reason ? reason : library.c_str());
     }
@@ -28,6 +32,13 @@ bool loadCuda(std::string* why) {
     std::call_once(once, [] { reason = tryLoad(); });
     if (why) *why = reason;
     return reason.empty();
+}
+
+std::unique_ptr<DeviceGraph> recordGraph(const std::function<void()>& work) {
+    using Record = DeviceGraph*(const std::function<void()>&);
+    if (!loadCuda()) return nullptr;
+    static const auto record = reinterpret_cast<Record*>(dlsym(plugIn, "keepsightRecordGraph"));
+    return std::unique_ptr<DeviceGraph>(record ? record(work) : nullptr);
 }
 
 } // namespace keepsight::ops

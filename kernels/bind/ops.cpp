@@ -8,9 +8,11 @@
 
 TORCH_LIBRARY(keepsight, m) {
     keepsight::ops::defineOperators(m);
+    keepsight::ops::defineDecodeOperators(m);
     keepsight::ops::registerCpu(m);
     keepsight::ops::registerComposite(m);
     keepsight::ops::registerOutputChange(m);
+    keepsight::ops::registerDecodeComposite(m);
 }
 
 namespace keepsight::ops {

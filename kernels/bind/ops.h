@@ -67,6 +67,26 @@ void dequantize_entries(at::Tensor& out, const at::Tensor& codes, int64_t bits, 
 at::Tensor pack_codes(const at::Tensor& codes, int64_t bits);
 at::Tensor unpack_codes(const at::Tensor& packed, int64_t bits, int64_t dim);
 
+// One row through a layer's matrix in one pass, as devices decode: y [1, rows] = act(norm(x) · Wᵀ + bias) + residual, each step rounded to x's
+// dtype as the separate operators round. x [1, in] · weight [rows, in] dense, in x's dtype (gated: [2 · rows, in], gate rows then up rows, and
+// act is silu(gate) · up) · bias like the weight's rows · norm [in] fp32, the weight of an RMSNorm with eps · residual [1, rows].
+struct MatvecOptions {
+    std::optional<at::Tensor> bias{}, norm{}, residual{};
+    double eps = 0;
+    bool gated = false;
+};
+at::Tensor matvec(const at::Tensor& x, const at::Tensor& weight, const MatvecOptions& options);
+
+// attention() without statistics where every head holds the same `held` entries and the S queries are the newest of them: query i sees all but the
+// S − 1 − i last. Devices have fast kernels for it. q [Hq, S, D] · k, v [Hkv, C, D] → [S, Hq·D].
+at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale);
+
+// One new token's qkv [1, (Hq + 2·Hkv)·D] before RoPE: queries and keys are turned by position [1] int32, the key, the value and the position are
+// written behind each head's entries, and lengths [Hkv] grow by one. keys, values [Hkv, C, D] · positions [Hkv, C] int32. Every head needs a free
+// place: the caller knows the lengths, this operator does not look. Returns the queries [Hq, 1, D].
+at::Tensor rope_append(const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values,
+                       at::Tensor& positions, at::Tensor& lengths);
+
 // Loads libkeepsight_cuda.so from beside the program once; false (and why) if there is no driver, no plug-in or it does not load.
 bool loadCuda(std::string* why = nullptr);
 

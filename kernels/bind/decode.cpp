@@ -1,0 +1,118 @@
+// Operators for plain passes on devices (a decoded token, a prompt): schemas, checks, and their form in the operators they replace.
+#include "kernels/bind/checks.h"
+#include "kernels/bind/implementations.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+namespace keepsight::ops {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using Matvec = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double, bool);
+using Causal = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double);
+using RopeAppend = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::Tensor&, at::Tensor&, at::Tensor&, at::Tensor&);
+
+at::Tensor matvecComposite(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm, const OptionalTensor& residual,
+                           double eps, bool gated) {
+    const at::Tensor y = at::linear(norm ? rms_norm(x, *norm, eps) : x, weight, bias), out = gated ? silu_mul(y) : y;
+    return residual ? out + *residual : out;
+}
+
+at::Tensor causalAttentionComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale) {
+    const auto ints = q.options().dtype(at::kInt);
+    const at::Tensor positions = at::arange(k.size(1), ints).expand({k.size(0), k.size(1)}).contiguous(), lengths = at::full({k.size(0)}, held, ints);
+    return attention(q, k, v, positions, lengths, at::arange(held - q.size(1), held, ints), scale);
+}
+
+at::Tensor ropeAppendComposite(const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values,
+                               at::Tensor& positions, at::Tensor& lengths) {
+    const int64_t kvHeads = keys.size(0), dim = keys.size(2), heads = qkv.size(1) / dim;
+    const at::Tensor each = qkv.view({heads, 1, dim}), turned = rope(each.narrow(0, 0, heads - kvHeads), position, inverseFrequencies);
+    append_entries(keys, turned.narrow(0, heads - 2 * kvHeads, kvHeads), lengths);
+    append_entries(values, each.narrow(0, heads - kvHeads, kvHeads), lengths);
+    append_entries(positions, position.unsqueeze(0).expand({kvHeads, 1}).contiguous(), lengths);
+    lengths.add_(1);
+    return turned.narrow(0, 0, heads - 2 * kvHeads);
+}
+
+} // namespace
+
+at::Tensor matvec(const at::Tensor& x, const at::Tensor& weight, const MatvecOptions& o) {
+    constexpr auto op = "matvec";
+    checkShape(op, "x", x, {1, Any});
+    checkFloat(op, "x", x);
+    checkShape(op, "weight", weight, {Any, x.size(1)});
+    checkType(op, "weight", weight, x.scalar_type());
+    checkSameDevice(op, "weight", weight, x);
+    if (o.gated && weight.size(0) % 2 != 0) refuse(op, "gated weight rows", "an even number", std::to_string(weight.size(0)));
+    const auto given = [](const OptionalTensor& t) { return t && t->defined() ? t : OptionalTensor(); };
+    const OptionalTensor bias = given(o.bias), norm = given(o.norm), residual = given(o.residual);
+    if (bias) checkShape(op, "bias", *bias, {weight.size(0)});
+    if (bias) checkType(op, "bias", *bias, x.scalar_type());
+    if (norm) checkShape(op, "norm", *norm, {x.size(1)});
+    if (norm) checkType(op, "norm", *norm, at::kFloat);
+    if (residual) checkShape(op, "residual", *residual, {1, o.gated ? weight.size(0) / 2 : weight.size(0)});
+    if (residual) checkType(op, "residual", *residual, x.scalar_type());
+    for (const OptionalTensor* t : {&bias, &norm, &residual})
+        if (*t) checkSameDevice(op, "bias, norm and residual", **t, x);
+    static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::matvec", "").typed<Matvec>();
+    return typed.call(x, weight, bias, norm, residual, o.eps, o.gated);
+}
+
+at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale) {
+    constexpr auto op = "causal_attention";
+    checkShape(op, "queries", q, {Any, Any, Any});
+    checkFloat(op, "queries", q);
+    checkShape(op, "keys", k, {Any, Any, q.size(2)});
+    checkShape(op, "values", v, {k.size(0), k.size(1), k.size(2)});
+    for (const at::Tensor* t : {&k, &v}) {
+        checkType(op, "keys and values", *t, q.scalar_type());
+        checkSameDevice(op, "keys and values", *t, q);
+    }
+    if (k.size(0) == 0 || q.size(0) == 0 || q.size(0) % k.size(0) != 0)
+        refuse(op, "query heads", "a positive multiple of the " + std::to_string(k.size(0)) + " KV heads", std::to_string(q.size(0)));
+    if (held < q.size(1) || held > k.size(1))
+        refuse(op, "held entries", "from the " + std::to_string(q.size(1)) + " queries' own to the capacity of " + std::to_string(k.size(1)), std::to_string(held));
+    static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::causal_attention", "").typed<Causal>();
+    return typed.call(q, k, v, held, scale);
+}
+
+at::Tensor rope_append(const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values,
+                       at::Tensor& positions, at::Tensor& lengths) {
+    constexpr auto op = "rope_append";
+    checkShape(op, "keys", keys, {Any, Any, Any});
+    checkFloat(op, "keys", keys);
+    const int64_t kvHeads = keys.size(0), dim = keys.size(2);
+    checkShape(op, "values", values, {kvHeads, keys.size(1), dim});
+    checkShape(op, "qkv", qkv, {1, Any});
+    const int64_t heads = dim > 0 ? qkv.size(1) / dim : 0;
+    if (dim == 0 || dim % 2 != 0 || qkv.size(1) % dim != 0 || heads <= 2 * kvHeads || (heads - 2 * kvHeads) % kvHeads != 0)
+        refuse(op, "qkv", "query heads, a multiple of the " + std::to_string(kvHeads) + " KV heads, and twice these, of " + std::to_string(dim), std::to_string(qkv.size(1)));
+    for (const at::Tensor* t : {&static_cast<const at::Tensor&>(values), &qkv}) checkType(op, "values and qkv", *t, keys.scalar_type());
+    checkShape(op, "position", position, {1});
+    checkShape(op, "inverse frequencies", inverseFrequencies, {dim / 2});
+    checkType(op, "inverse frequencies", inverseFrequencies, at::kFloat);
+    checkShape(op, "positions", positions, {kvHeads, keys.size(1)});
+    checkShape(op, "lengths", lengths, {kvHeads});
+    for (const at::Tensor* t : {&position, &static_cast<const at::Tensor&>(positions), &static_cast<const at::Tensor&>(lengths)}) checkType(op, "positions and lengths", *t, at::kInt);
+    for (const at::Tensor* t : {&position, &inverseFrequencies, &qkv, &static_cast<const at::Tensor&>(values), &static_cast<const at::Tensor&>(positions),
+                                &static_cast<const at::Tensor&>(lengths)})
+        checkSameDevice(op, "arguments", *t, keys);
+    static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::rope_append", "").typed<RopeAppend>();
+    return typed.call(qkv, position, inverseFrequencies, keys, values, positions, lengths);
+}
+
+void defineDecodeOperators(torch::Library& m) {
+    m.def("matvec(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, Tensor? residual, float eps, bool gated) -> Tensor");
+    m.def("causal_attention(Tensor q, Tensor k, Tensor v, int held, float scale) -> Tensor");
+    m.def("rope_append(Tensor qkv, Tensor position, Tensor inverse_frequencies, Tensor(a!) keys, Tensor(b!) values, Tensor(c!) positions, Tensor(d!) lengths) -> Tensor");
+}
+
+void registerDecodeComposite(torch::Library& m) {
+    m.impl("matvec", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, matvecComposite));
+    m.impl("causal_attention", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, causalAttentionComposite));
+    m.impl("rope_append", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, ropeAppendComposite));
+}
+
+} // namespace keepsight::ops

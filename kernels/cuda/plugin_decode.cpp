@@ -1,0 +1,158 @@
+// The plug-in's part for plain passes: decoded tokens (tensors → argument structs), prompts (torch's attention), and graphs. Arguments were checked by bind/decode.cpp.
+#include "kernels/bind/device_graph.h"
+#include "kernels/cuda/launch_decode.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+#include <atomic>
+
+namespace keepsight::cuda {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+void check(cudaError_t error, const char* operation) {
+    TORCH_CHECK(error == cudaSuccess, "keepsight::", operation, ": the CUDA launch failed: ", cudaGetErrorString(error));
+}
+
+cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+CudaElement elementOf(const at::Tensor& t) {
+    return t.scalar_type() == at::kBFloat16 ? CudaElement::bf16 : t.scalar_type() == at::kHalf ? CudaElement::f16 : CudaElement::f32;
+}
+
+at::Tensor matvec(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm, const OptionalTensor& residual, double eps,
+                  bool gated) {
+    const c10::cuda::CUDAGuard guard(input.device());
+    const at::Tensor x = input.contiguous();
+    const std::int64_t rows = gated ? weight.size(0) / 2 : weight.size(0);
+    at::Tensor y = at::empty({1, rows}, x.options());
+    MatvecArgs a;
+    const auto data = [](const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; };
+    const bool dense = weight.is_contiguous() && (!bias || bias->is_contiguous()) && (!norm || norm->is_contiguous()) && (!residual || residual->is_contiguous());
+    a.x = x.const_data_ptr();
+    a.norm = norm ? norm->const_data_ptr<float>() : nullptr;
+    a.eps = static_cast<float>(eps);
+    a.weight = weight.const_data_ptr();
+    a.bias = data(bias);
+    a.residual = data(residual);
+    a.y = y.mutable_data_ptr();
+    a.rows = rows;
+    a.width = x.size(1);
+    a.gated = gated;
+    if (dense && takesMatvec(a, elementOf(x))) {
+        check(launchMatvec(a, elementOf(x), stream()), "matvec");
+        return y;
+    }
+    using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double, bool);
+    static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::matvec", "").typed<Signature>();
+    return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), x, weight, bias, norm, residual, eps, gated);
+}
+
+at::Tensor ropeAppend(const at::Tensor& input, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values, at::Tensor& positions,
+                      at::Tensor& lengths) {
+    const c10::cuda::CUDAGuard guard(keys.device());
+    const at::Tensor qkv = input.contiguous(), inverse = inverseFrequencies.contiguous();
+    TORCH_CHECK(keys.stride(2) == 1 && keys.stride(1) == keys.size(2) && values.stride(2) == 1 && values.stride(1) == keys.size(2) && positions.stride(1) == 1 &&
+                    lengths.is_contiguous(),
+                "keepsight::rope_append: expected entries that lie dense within a head");
+    RopeAppendArgs a;
+    a.dim = keys.size(2);
+    a.kvHeads = keys.size(0);
+    a.queryHeads = qkv.size(1) / a.dim - 2 * a.kvHeads;
+    at::Tensor q = at::empty({a.queryHeads, 1, a.dim}, qkv.options());
+    a.qkv = qkv.const_data_ptr();
+    a.q = q.mutable_data_ptr();
+    a.keys = keys.mutable_data_ptr();
+    a.values = values.mutable_data_ptr();
+    a.keysHead = keys.stride(0);
+    a.valuesHead = values.stride(0);
+    a.positions = positions.mutable_data_ptr<std::int32_t>();
+    a.positionsHead = positions.stride(0);
+    a.lengths = lengths.mutable_data_ptr<std::int32_t>();
+    a.position = position.const_data_ptr<std::int32_t>();
+    a.inverseFrequencies = inverse.const_data_ptr<float>();
+    check(launchRopeAppend(a, elementOf(qkv), stream()), "rope_append");
+    return q;
+}
+
+// Out [1, Hq, S, D] and log-sum-exp [1, Hq, S] fp32 of torch's fused attention: cuDNN's where it takes the shape, else FlashAttention's.
+std::pair<at::Tensor, at::Tensor> fused(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal, double scale) {
+    static std::atomic<bool> cudnn{true};
+    if (cudnn) {
+        try {
+            const std::int64_t group = q.size(1) / k.size(1);
+            const auto copied = [&](const at::Tensor& x) { return group > 1 ? x.repeat_interleave(group, 1) : x; };
+            const auto out = at::_scaled_dot_product_cudnn_attention(q, copied(k), copied(v), {}, true, 0.0, causal, false, scale);
+            return {std::get<0>(out), std::get<1>(out).reshape({1, q.size(1), q.size(2)})};
+        } catch (const c10::Error&) { // an older GPU, or a head size it has no plan for
+            cudnn = false;
+        }
+    }
+    const auto out = at::_scaled_dot_product_flash_attention(q, k, v, 0.0, causal, false, scale);
+    return {std::get<0>(out), std::get<1>(out)};
+}
+
+// The queries' own entries causally, those before them fully; the two are joined by their log-sum-exps.
+at::Tensor causalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale) {
+    const c10::cuda::CUDAGuard guard(q.device());
+    const std::int64_t count = q.size(1), past = held - count, dim = q.size(2);
+    if (q.scalar_type() == at::kFloat || dim % 8 != 0 || dim > 256 || count == 0) {
+        using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double);
+        static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::causal_attention", "").typed<Signature>();
+        return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), q, k, v, held, scale);
+    }
+    const at::Tensor query = q.unsqueeze(0);
+    const auto part = [&](std::int64_t begin, std::int64_t n, bool causal) {
+        return fused(query, k.narrow(1, begin, n).unsqueeze(0), v.narrow(1, begin, n).unsqueeze(0), causal, scale);
+    };
+    auto [out, own] = part(past, count, true);
+    if (past > 0) {
+        const auto [before, other] = part(0, past, false);
+        const at::Tensor share = at::sigmoid(own - other).unsqueeze(-1); // of the own entries
+        out = at::lerp(before.to(at::kFloat), out.to(at::kFloat), share).to(q.scalar_type());
+    }
+    return out.squeeze(0).transpose(0, 1).reshape({count, q.size(0) * dim});
+}
+
+class Graph final : public ops::DeviceGraph {
+public:
+    explicit Graph(const std::function<void()>& work) {
+        const c10::cuda::CUDAStream before = c10::cuda::getCurrentCUDAStream(), own = c10::cuda::getStreamFromPool();
+        check(cudaStreamSynchronize(before.stream()), "graph"); // what work reads was made there
+        const c10::cuda::CUDAStreamGuard guard(own);
+        m_graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+        try {
+            work();
+        } catch (...) {
+            try {
+                m_graph.capture_end();
+            } catch (...) { // the first error is the one to tell
+            }
+            throw;
+        }
+        m_graph.capture_end();
+    }
+    void replay() override { m_graph.replay(); }
+
+private:
+    at::cuda::CUDAGraph m_graph;
+};
+
+} // namespace
+
+TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
+    m.impl("matvec", matvec);
+    m.impl("rope_append", ropeAppend);
+    m.impl("causal_attention", causalAttention);
+}
+
+} // namespace keepsight::cuda
+
+extern "C" __attribute__((visibility("default"))) keepsight::ops::DeviceGraph* keepsightRecordGraph(const std::function<void()>& work) {
+    return new keepsight::cuda::Graph(work);
+}

@@ -1,0 +1,78 @@
+// matvec, rope_append and causal_attention in the operators they replace, against plain sums.
+#include "engine/data/error.h"
+#include "kernels/bind/ops.h"
+
+#include <ATen/ATen.h>
+#include <QtTest>
+
+using namespace keepsight;
+
+class DecodeOpTest : public QObject {
+    Q_OBJECT
+private Q_SLOTS:
+    void matvecIsNormProductGateBiasAndResidual() {
+        at::manual_seed(3);
+        const at::Tensor x = at::randn({1, 31}), w = at::randn({14, 31}), b = at::randn({14}), norm = at::rand({31}) + 0.5, residual = at::randn({1, 7});
+        const at::Tensor y = ops::matvec(x, w, {.bias = b, .norm = norm, .residual = residual, .eps = 1e-3, .gated = true});
+        const at::Tensor wide = x.to(at::kDouble), normed = wide / at::sqrt(wide.square().mean() + 1e-3) * norm.to(at::kDouble);
+        const at::Tensor both = at::matmul(w.to(at::kDouble), normed[0]) + b.to(at::kDouble);
+        const at::Tensor gate = both.narrow(0, 0, 7), expected = gate / (1 + at::exp(-gate)) * both.narrow(0, 7, 7) + residual[0].to(at::kDouble);
+        QVERIFY(at::allclose(y[0].to(at::kDouble), expected, 1e-5, 1e-5));
+        QVERIFY(at::allclose(ops::matvec(x, w, {}), at::matmul(x, w.t()), 1e-5, 1e-5));
+    }
+
+    void ropeAppendWritesBehindEveryHead() {
+        const std::int64_t kv = 2, queries = 6, dim = 8, capacity = 9;
+        at::manual_seed(4);
+        const at::Tensor qkv = at::randn({1, (queries + 2 * kv) * dim}), position = at::full({1}, 21, at::kInt), inverse = at::rand({dim / 2});
+        at::Tensor keys = at::randn({kv, capacity, dim}), values = at::randn({kv, capacity, dim}), positions = at::zeros({kv, capacity}, at::kInt), lengths = at::tensor({0, 8}, at::kInt);
+        const at::Tensor keysBefore = keys.clone(), valuesBefore = values.clone();
+        const at::Tensor q = ops::rope_append(qkv, position, inverse, keys, values, positions, lengths);
+        const at::Tensor each = qkv.view({queries + 2 * kv, 1, dim});
+        const auto turned = [&](std::int64_t head, std::int64_t i) {
+            const double angle = 21.0 * inverse[i % (dim / 2)].item<double>(), a = each[head][0][i % (dim / 2)].item<double>(), c = each[head][0][i % (dim / 2) + dim / 2].item<double>();
+            return i < dim / 2 ? a * std::cos(angle) - c * std::sin(angle) : c * std::cos(angle) + a * std::sin(angle);
+        };
+        for (std::int64_t i = 0; i < dim; ++i) {
+            for (std::int64_t h = 0; h < queries; ++h) QVERIFY(std::abs(q[h][0][i].item<double>() - turned(h, i)) < 1e-5);
+            for (std::int64_t h = 0; h < kv; ++h) {
+                const std::int64_t slot = h == 0 ? 0 : 8;
+                QVERIFY(std::abs(keys[h][slot][i].item<double>() - turned(queries + h, i)) < 1e-5);
+                QCOMPARE(values[h][slot][i].item<float>(), each[queries + kv + h][0][i].item<float>());
+            }
+        }
+        QCOMPARE(lengths[0].item<int>(), 1);
+        QCOMPARE(lengths[1].item<int>(), 9);
+        QCOMPARE(positions[1][8].item<int>(), 21);
+        QVERIFY(at::equal(keys[1].narrow(0, 0, 8), keysBefore[1].narrow(0, 0, 8)) && at::equal(values[0].narrow(0, 1, 8), valuesBefore[0].narrow(0, 1, 8)));
+    }
+
+    void causalAttentionSeesWhatAttentionSees() {
+        at::manual_seed(5);
+        const at::Tensor q = at::randn({4, 5, 16}), k = at::randn({2, 12, 16}), v = at::randn({2, 12, 16});
+        const at::Tensor out = ops::causal_attention(q, k, v, 10, 0.25);
+        for (std::int64_t h = 0; h < 4; ++h)
+            for (std::int64_t i = 0; i < 5; ++i) {
+                const std::int64_t seen = 10 - 4 + i; // the own entry and all before it
+                const at::Tensor weights = at::softmax(at::matmul(k[h / 2].narrow(0, 0, seen), q[h][i]) * 0.25, 0);
+                QVERIFY(at::allclose(out[i].narrow(0, h * 16, 16), at::matmul(weights, v[h / 2].narrow(0, 0, seen)), 1e-5, 1e-5));
+            }
+    }
+
+    void refuseWhatDoesNotFit() {
+        const at::Tensor x = at::randn({1, 8}), w = at::randn({6, 8});
+        QVERIFY_EXCEPTION_THROWN(ops::matvec(at::randn({2, 8}), w, {}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::matvec(x, at::randn({6, 9}), {}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::matvec(x, at::randn({5, 8}), {.gated = true}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::matvec(x, w, {.residual = at::randn({1, 5})}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::matvec(x, w.to(at::kBFloat16), {}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::causal_attention(at::randn({2, 5, 4}), at::randn({2, 8, 4}), at::randn({2, 8, 4}), 4, 1), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::causal_attention(at::randn({3, 5, 4}), at::randn({2, 8, 4}), at::randn({2, 8, 4}), 6, 1), EngineError);
+        at::Tensor k = at::randn({2, 3, 4}), v = k.clone(), p = at::zeros({2, 3}, at::kInt), n = at::zeros({2}, at::kInt);
+        QVERIFY_EXCEPTION_THROWN(ops::rope_append(at::randn({1, 20}), at::zeros({1}, at::kInt), at::rand({2}), k, v, p, n), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::rope_append(at::randn({1, 24}), at::zeros({1}, at::kLong), at::rand({2}), k, v, p, n), EngineError);
+    }
+};
+
+QTEST_APPLESS_MAIN(DecodeOpTest)
+#include "decode_op_test.moc"
