@@ -316,7 +316,7 @@ Outcome Engine::run(const Job& job, TraceSink& sink, std::stop_token stop, const
             Lane empty;
             empty.label = lane.label;
             empty.policy = policies.back()->spec();
-            empty.retention = Retention(m.info.config.layers, m.info.config.kvHeads);
+            empty.retention = Retention(m.info.config.layers, storedHeads(m.info.config, empty.policy));
             header.lanes.push_back(std::move(empty));
         }
         EvalContext context{*m.model, *m.tokenizer, m.frame, m.stopTokens, job, std::move(policies), std::move(quantizers), once, stop, progress, header,

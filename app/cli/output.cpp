@@ -54,24 +54,25 @@ OrderedJson valueToJson(const Measurement::Value& value) {
         value);
 }
 
-// [layers × kvHeads] counts as one list per layer.
-OrderedJson perLayer(const std::vector<double>& values, int heads) {
+// [layers × heads] counts as one list per layer.
+OrderedJson perLayer(const std::vector<double>& values, int layers) {
     OrderedJson out = OrderedJson::array();
+    const std::size_t heads = std::max<std::size_t>(1, values.size() / static_cast<std::size_t>(layers));
     for (std::size_t i = 0; i < values.size(); ++i) {
-        if (i % static_cast<std::size_t>(heads) == 0) out.push_back(OrderedJson::array());
+        if (i % heads == 0) out.push_back(OrderedJson::array());
         out.back().push_back(static_cast<std::int64_t>(values[i]));
     }
     return out;
 }
 
-OrderedJson rowToJson(const Measurement& row, int kvHeads) {
+OrderedJson rowToJson(const Measurement& row, int layers) {
     OrderedJson out = OrderedJson::object();
     for (const auto& [name, value] : row.fields) {
         const auto* list = std::get_if<std::vector<double>>(&value);
         if (name == "params" && std::holds_alternative<std::string>(value))
             out[name] = parameters(row.text("policy"), std::get<std::string>(value));
-        else if (name == "kept_per_layer" && list && kvHeads > 0)
-            out[name] = perLayer(*list, kvHeads);
+        else if (name == "kept_per_layer" && list && layers > 0)
+            out[name] = perLayer(*list, layers);
         else
             out[name] = valueToJson(value);
     }
@@ -176,10 +177,10 @@ OrderedJson resultsToJson(const std::string& kind, const Trace& trace, const Mod
     if (!notices.empty()) out["notices"] = std::move(notices);
     out["rows"] = OrderedJson::array();
     for (const Measurement& row : rows)
-        out["rows"].push_back(rowToJson(row, model.config.kvHeads));
+        out["rows"].push_back(rowToJson(row, model.config.layers));
     const std::vector<Measurement> explanations = rowsOf(trace, "explain");
     for (const Measurement& row : explanations)
-        out["explanations"].push_back(rowToJson(row, model.config.kvHeads));
+        out["explanations"].push_back(rowToJson(row, model.config.layers));
     return out;
 }
 

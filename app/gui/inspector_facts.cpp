@@ -44,11 +44,12 @@ TokenFacts tokenFacts(const Trace& trace, const Focus& wanted) {
     const Lane& lane = trace.lanes[std::size_t(focus.lane.value)];
     for (const Lane& l : trace.lanes)
         facts.nll.push_back(nllOf(l, focus.position));
-    if (const auto map = trace.map(SharedLane, focus.layer, focus.head)) {
+    const HeadIndex kvHead = kvHeadOf(trace, focus.lane, focus.head);
+    if (const auto map = trace.map(SharedLane, focus.layer, kvHead)) {
         facts.attentionPrefill = columnMean(*map, focus.position);
         facts.bin = map->colBin;
     }
-    if (const auto map = trace.map(focus.lane, focus.layer, focus.head)) facts.attentionSince = columnMean(*map, focus.position);
+    if (const auto map = trace.map(focus.lane, focus.layer, kvHead)) facts.attentionSince = columnMean(*map, focus.position);
     const Retention& r = lane.retention;
     if (lane.steps.empty() || r.layers() == 0 || focus.position >= r.positions()) return facts;
     const Step step = stepOf(lane, focus.step);
@@ -73,10 +74,11 @@ LaneComparison compareLanes(const Trace& trace, LaneIndex reference, LaneIndex l
     const auto bytes = [step](const Lane& l) { return double(l.steps[std::size_t(step.value)].kvBytes); };
     if (bytes(a) > 0) c.bytesShare = bytes(b) / bytes(a);
     const Retention &ra = a.retention, &rb = b.retention;
-    if (ra.layers() == 0 || ra.layers() != rb.layers() || ra.heads() != rb.heads()) return c;
+    if (ra.layers() == 0 || ra.layers() != rb.layers() || rb.heads() == 0) return c;
+    const int heads = std::max(ra.heads(), rb.heads()); // a KV head that one lane stores is compared with each of its query heads in the other
     std::int64_t both = 0, any = 0;
     const auto add = [&](LayerIndex layer, HeadIndex head, std::int64_t& common, std::int64_t& all) {
-        const auto ea = ra.evictedAt(layer, head), eb = rb.evictedAt(layer, head);
+        const auto ea = ra.evictedAt(layer, HeadIndex(head.value * ra.heads() / heads)), eb = rb.evictedAt(layer, HeadIndex(head.value * rb.heads() / heads));
         const Position n = std::min(ra.positionsAt(step), rb.positionsAt(step));
         for (Position p = 0; p < n; ++p) {
             const bool inA = ea[std::size_t(p)] > step.value, inB = eb[std::size_t(p)] > step.value;
@@ -84,11 +86,12 @@ LaneComparison compareLanes(const Trace& trace, LaneIndex reference, LaneIndex l
             all += inA || inB;
         }
     };
-    add(focus.layer, focus.head, both, any);
+    for (int h = focus.head.value * heads / storedHeads(trace, focus.lane); h < (focus.head.value + 1) * heads / storedHeads(trace, focus.lane); ++h)
+        add(focus.layer, HeadIndex(h), both, any);
     if (any) c.jaccardHead = double(both) / double(any);
     both = any = 0;
     for (int l = 0; l < ra.layers(); ++l)
-        for (int h = 0; h < ra.heads(); ++h)
+        for (int h = 0; h < heads; ++h)
             add(LayerIndex(l), HeadIndex(h), both, any);
     if (any) c.jaccardAll = double(both) / double(any);
     return c;

@@ -28,7 +28,7 @@ public:
     void show(std::shared_ptr<const Trace> trace, const Focus& at) {
         m_trace = std::move(trace);
         m_at = at;
-        const int heads = m_trace ? m_trace->model.config.kvHeads : 1;
+        const int heads = m_trace ? storedHeads(*m_trace, m_at.lane) : 1;
         setFixedHeight(std::clamp(heads * 26, 52, 150) + fontMetrics().height() + 4);
         update();
     }
@@ -65,17 +65,17 @@ protected:
     }
     void mouseMoveEvent(QMouseEvent* event) override {
         if (const auto at = cellAt(event->position()))
-            QToolTip::showText(event->globalPosition().toPoint(), InspectorPanel::tr("layer %1, KV head %2").arg(at->first.value).arg(at->second.value), this);
+            QToolTip::showText(event->globalPosition().toPoint(), InspectorPanel::tr("layer %1, head %2").arg(at->first.value).arg(at->second.value), this);
     }
 
 private:
     QRectF cells() const { return QRectF(0.0, 0.0, width(), height() - fontMetrics().height() - 3); }
     std::optional<std::pair<LayerIndex, HeadIndex>> cellAt(const QPointF& at) const {
         if (!m_trace || !cells().contains(at)) return {};
-        const auto& c = m_trace->model.config;
-        if (c.layers <= 0 || c.kvHeads <= 0) return {};
-        return std::pair(LayerIndex(std::min(c.layers - 1, int(at.x() / cells().width() * c.layers))),
-                         HeadIndex(std::min(c.kvHeads - 1, int(at.y() / cells().height() * c.kvHeads))));
+        const int layers = m_trace->model.config.layers, heads = storedHeads(*m_trace, m_at.lane);
+        if (layers <= 0 || heads <= 0) return {};
+        return std::pair(LayerIndex(std::min(layers - 1, int(at.x() / cells().width() * layers))),
+                         HeadIndex(std::min(heads - 1, int(at.y() / cells().height() * heads))));
     }
     std::shared_ptr<const Trace> m_trace;
     Focus m_at;
@@ -213,7 +213,7 @@ void InspectorPanel::refresh() {
     const TokenFacts facts = tokenFacts(*m_trace, f);
     m_title->setVisible(token);
     m_title->setText(tr("token %1  %2").arg(facts.position).arg(facts.token));
-    m_place->setText(tr("Lane %1, layer %2, KV head %3").arg(QString::fromStdString(lanes[std::size_t(f.lane.value)].label)).arg(f.layer.value).arg(f.head.value));
+    m_place->setText((storedHeads(*m_trace, f.lane) == m_trace->model.config.kvHeads ? tr("Lane %1, layer %2, KV head %3") : tr("Lane %1, layer %2, query head %3")).arg(QString::fromStdString(lanes[std::size_t(f.lane.value)].label)).arg(f.layer.value).arg(f.head.value));
     for (QLabel* label : {m_state, m_since, m_holders, m_kept, m_before, m_after, m_nll})
         label->setText(dash);
     if (token) {

@@ -294,12 +294,13 @@ void MainWindow::showDetails() {
     const int lane = std::clamp(f.lane.value, 0, int(trace->lanes.size()) - 1);
     const Lane& l = trace->lanes[std::size_t(lane)];
     const QString name = tr("lane %1, %2").arg(QString::fromStdString(l.label), QString::fromStdString(l.policy.id));
-    const QString head = tr("layer %1, KV head %2").arg(f.layer.value).arg(f.head.value);
+    const QString head = tr("layer %1, KV head %2").arg(f.layer.value).arg(kvHeadOf(*trace, f.lane, f.head).value);
+    const QString heads = storedHeads(*trace, LaneIndex(lane)) == trace->model.config.kvHeads ? tr("KV head") : tr("query head");
     for (auto* dock : m_docks) {
         if (dock->id() == "tokens")
             dock->setDetail(tr("%1: share of layers × heads that still hold each token").arg(name));
         else if (dock->id() == "retained")
-            dock->setDetail((isDarkTheme() ? tr("%1: layer × KV head, light = kept") : tr("%1: layer × KV head, dark = kept")).arg(name));
+            dock->setDetail((isDarkTheme() ? tr("%1: layer × %2, light = kept") : tr("%1: layer × %2, dark = kept")).arg(name, heads));
         else if (dock->id() == "attention")
             dock->setDetail(head);
         else

@@ -115,7 +115,7 @@ void MainWindow::makeActions() {
             Focus f = m_focus.focus();
             const auto& c = trace->model.config;
             f.layer = LayerIndex(std::clamp(f.layer.value + layer, 0, std::max(0, c.layers - 1)));
-            f.head = HeadIndex(std::clamp(f.head.value + head, 0, std::max(0, c.kvHeads - 1)));
+            f.head = HeadIndex(std::clamp(f.head.value + head, 0, std::max(0, storedHeads(*trace, f.lane) - 1)));
             f.lane = LaneIndex(std::clamp(f.lane.value + lane, 0, int(trace->lanes.size()) - 1));
             m_focus.set(f);
         });
@@ -129,8 +129,9 @@ void MainWindow::makeActions() {
     move("focus.laneNext", focus, tr("Lane after"), "Alt+PgDown", 0, 0, 1);
     addAction("view.fullAttention", view, tr("Attention at full resolution"), QKeySequence("Ctrl+Shift+A"), [this] {
         const auto& f = m_focus.focus();
-        const int group = m_session->shown() ? std::max(1, m_session->shown()->model.config.groupSize()) : 1;
-        askFullAttention(f.layer, HeadIndex(f.head.value * group));
+        const auto trace = m_session->shown();
+        const int group = trace ? std::max(1, trace->model.config.groupSize()) : 1;
+        askFullAttention(f.layer, HeadIndex((trace ? kvHeadOf(*trace, f.lane, f.head) : f.head).value * group));
     });
     auto* time = view->addMenu(tr("Time"));
     for (QAction* act : {m_transport->toStartAction(), m_transport->backAction(), m_transport->playAction(), m_transport->forwardAction(), m_transport->toEndAction()})

@@ -1,5 +1,6 @@
 #include "app/gui/why_block.h"
 
+#include "engine/engine.h"
 #include "widgets/base/plot_view.h"
 
 #include <QGridLayout>
@@ -16,6 +17,12 @@ namespace {
 constexpr int PatienceMs = 150; // what comes sooner needs no word that it is coming
 
 QString number(double value) { return QString::number(value, 'g', 4).replace(QLatin1Char('-'), QChar(0x2212)); }
+
+PolicyKind policyKind(const std::string& id) {
+    const auto& all = Engine::policies();
+    const auto found = std::ranges::find(all, id, &PolicyInfo::id);
+    return found == all.end() ? PolicyKind::evict : found->kind;
+}
 
 QString tokens(int count) { return count == 1 ? WhyBlock::tr("1 token") : WhyBlock::tr("%1 tokens").arg(count); }
 
@@ -37,10 +44,12 @@ WhyQuestion whyQuestion(const Trace& trace, const Focus& focus) {
     if (focus.position >= r.positionsAt(step)) return {{}, WhyBlock::tr("The token is not read yet at this step.")};
     if (step.value == 0) return {{}, WhyBlock::tr("At step 0 nothing has been chosen yet: the selection comes at step 1.")};
 
+    const bool attends = policyKind(lane.policy.id) == PolicyKind::attend;
+    if (attends && step.value == 1) return {{}, WhyBlock::tr("Everything stays stored. What is attended to is chosen anew at each later step.")};
     const auto evicted = r.evictedAt(focus.layer, focus.head);
     const int own = evicted[std::size_t(focus.position)], born = r.bornAt()[std::size_t(focus.position)];
-    int at = own;
-    if (own > step.value) { // held: the last selection of this head that dropped something tells why
+    int at = attends ? step.value : own;
+    if (!attends && own > step.value) { // held: the last selection of this head that dropped something tells why
         at = focus.position < trace.prefillLength ? 1 : 0;
         for (const int e : evicted)
             if (e <= step.value && e >= born) at = std::max(at, e);
@@ -67,6 +76,10 @@ QString whyVerdict(const Explanation& e) {
     if (e.protectedBy == "recent") return WhyBlock::tr("Kept: one of the newest tokens, which always stay.");
     if (!e.protectedBy.empty()) return WhyBlock::tr("Kept by the policy's own rule.");
     if (e.rank == 0) return e.kept ? WhyBlock::tr("Kept.") : WhyBlock::tr("Dropped.");
+    if (e.stored) {
+        const QString by = WhyBlock::tr("rank %1 for %2 places.").arg(e.rank).arg(e.slots);
+        return (e.kept ? WhyBlock::tr("Attended to: ") : WhyBlock::tr("Passed over at this step: ")) + by;
+    }
     const QString places = e.slots == 1 ? WhyBlock::tr("1 place") : WhyBlock::tr("%1 places").arg(e.slots);
     return (e.kept ? WhyBlock::tr("Kept: rank %1 for %2.") : WhyBlock::tr("Dropped: rank %1 for %2.")).arg(e.rank).arg(places);
 }

@@ -72,6 +72,16 @@ Selection Selection::all(const std::vector<std::int32_t>& lengths) {
 }
 
 std::int32_t CacheLayer::maxHeld() const { return held.empty() ? 0 : *std::max_element(held.begin(), held.end()); }
+CacheLayer CacheLayer::perQueryHead(std::int64_t group) const {
+    CacheLayer out;
+    out.keys = keys.repeat_interleave(group, 0);
+    out.values = values.repeat_interleave(group, 0);
+    out.positions = positions.repeat_interleave(group, 0);
+    out.lengths = lengths.repeat_interleave(group, 0);
+    for (const std::int32_t n : held) out.held.insert(out.held.end(), static_cast<std::size_t>(group), n);
+    return out;
+}
+
 std::int64_t CacheLayer::total() const { return std::accumulate(held.begin(), held.end(), std::int64_t{0}); }
 
 KvCache::KvCache(const ModelConfig& config, at::ScalarType dtype, at::Device device, RopeMode rope, std::shared_ptr<const Quantizer> quantizer)
@@ -99,6 +109,7 @@ void KvCache::reserve(LayerIndex index, std::int64_t entries) {
     CacheLayer& l = layer(index);
     if (entries <= l.capacity()) return;
     const std::int64_t capacity = roundedCapacity(entries);
+    ++m_layout;
     if (!m_quantizer) {
         l.keys = grown(l.keys, capacity);
         l.values = grown(l.values, capacity);
@@ -125,8 +136,22 @@ void KvCache::append(LayerIndex index, const at::Tensor& keys, const at::Tensor&
     for (std::int32_t& n : l.held) n += static_cast<std::int32_t>(count);
 }
 
+at::Tensor KvCache::ropeAppend(LayerIndex index, const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies) {
+    CacheLayer& l = layer(index);
+    if (l.maxHeld() >= l.capacity()) reserve(index, l.maxHeld() + 1 + l.maxHeld() / 8);
+    const at::Tensor q = ops::rope_append(qkv, position, inverseFrequencies, l.keys, l.values, l.positions, l.lengths);
+    for (std::int32_t& n : l.held) ++n;
+    return q;
+}
+
+void KvCache::countReplayed(std::int64_t tokens) {
+    for (CacheLayer& l : m_layers)
+        for (std::int32_t& n : l.held) n += static_cast<std::int32_t>(tokens);
+}
+
 void KvCache::compact(LayerIndex index, const Selection& selection) {
     CacheLayer& l = layer(index);
+    ++m_layout;
     const IndexTensors kept = indexTensors(selection, m_device);
     const std::int64_t tight = roundedCapacity(kept.longest + CapacityStep);
     if (m_quantizer) {
@@ -178,9 +203,13 @@ KvCache KvCache::branch(const std::vector<Selection>& selections, RopeMode rope,
                         std::shared_ptr<const Quantizer> quantizer) const {
     if (m_rope == RopeMode::cacheRelative && rope == RopeMode::original)
         throw EngineError("cache: a branch with rope=original was asked of a prefill stored with rope=cache_relative");
-    KvCache out(m_config, m_dtype, m_device, rope, std::move(quantizer));
+    ModelConfig config = m_config;
+    if (!selections.empty()) config.kvHeads = static_cast<int>(selections.front().keep.size());
+    const int group = config.kvHeads / m_config.kvHeads;
+    KvCache out(config, m_dtype, m_device, rope, std::move(quantizer));
     for (std::size_t i = 0; i < m_layers.size(); ++i) {
-        const CacheLayer& from = m_layers[i];
+        const CacheLayer wide = group > 1 ? m_layers[i].perQueryHead(group) : CacheLayer();
+        const CacheLayer& from = group > 1 ? wide : m_layers[i];
         CacheLayer& to = out.m_layers[i];
         const IndexTensors kept = indexTensors(selections[i], m_device);
         const std::int64_t capacity = roundedCapacity(kept.longest + headroom);

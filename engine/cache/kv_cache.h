@@ -26,6 +26,8 @@ struct CacheLayer {
     std::map<std::string, at::Tensor> memory; // named [kvHeads, C] or [queryHeads, C] fp32 statistics; move with the entries
     std::int32_t maxHeld() const;
     std::int64_t total() const;         // entries of all heads
+    // A copy in which each of `group` query heads has the entries of its KV head; without memory, keys and values not packed.
+    CacheLayer perQueryHead(std::int64_t group) const;
     std::int64_t capacity() const { return positions.defined() ? positions.size(1) : 0; }
 };
 
@@ -41,6 +43,12 @@ public:
 
     // keys, values [kvHeads, S, headDim] (keys before RoPE if plainKeys()); positions [S] ascending, above all held ones.
     void append(LayerIndex layer, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& positions);
+    // The same for one token as it comes out of the projection, qkv [1, (queryHeads + 2·kvHeads)·headDim] before RoPE: returns its queries
+    // [queryHeads, 1, headDim] after RoPE. Only where fusesAppend(), with a place reserved.
+    at::Tensor ropeAppend(LayerIndex layer, const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies);
+    bool fusesAppend(LayerIndex layer) const { return !m_quantizer && !plainKeys() && this->layer(layer).memory.empty(); }
+    void countReplayed(std::int64_t tokens);                    // a recorded pass appended that many to every layer: only the device knows so far
+    std::uint64_t layout() const { return m_layout; }           // changes whenever a tensor of a layer is replaced, so that recorded passes are void
     void compact(LayerIndex layer, const Selection& selection); // ragged results allowed; frees memory if a quarter or more is unused
     void settle(LayerIndex layer);                              // after attention: a quantizer packs what it may
     void reserve(LayerIndex layer, std::int64_t entries);       // capacity for that many per head
@@ -53,13 +61,14 @@ public:
     Dense attended(LayerIndex layer, const at::Tensor& inverseFrequencies) const;
 
     // A copy holding only the selected entries (the branch after a shared prefill), without the memory tensors; room for `headroom`
-    // more; packed if a quantizer is given. A branch with plain keys of a prefill with rotated ones turns them back by their position.
+    // more; packed if a quantizer is given; selections with a set for each query head give every query head entries of its own. A branch with plain keys of a prefill with rotated ones turns them back by their position.
     KvCache branch(const std::vector<Selection>& selections, RopeMode rope, std::int64_t headroom, const at::Tensor& inverseFrequencies,
                    std::shared_ptr<const Quantizer> quantizer = nullptr) const;
 
     const CacheLayer& layer(LayerIndex index) const { return m_layers[static_cast<std::size_t>(index.value)]; }
     CacheLayer& layer(LayerIndex index) { return m_layers[static_cast<std::size_t>(index.value)]; }
     int layers() const { return static_cast<int>(m_layers.size()); }
+    const ModelConfig& config() const { return m_config; } // as stored: kvHeads are the query heads where each has its own entries
     RopeMode rope() const { return m_rope; }
     bool plainKeys() const { return m_rope == RopeMode::cacheRelative || (m_quantizer && m_quantizer->plainKeys()); }
     CacheStats stats() const;
@@ -72,6 +81,7 @@ private:
     std::shared_ptr<const Quantizer> m_quantizer; // null: keys and values as they come
     std::vector<CacheLayer> m_layers;
     mutable std::int64_t m_peak = 0;
+    std::uint64_t m_layout = 0;
 };
 
 } // namespace keepsight

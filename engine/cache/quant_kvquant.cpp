@@ -185,7 +185,8 @@ public:
             throw EngineError("kvquant: expected a calibration of layer " + std::to_string(i) + ", found one of " +
                               std::to_string(m_layers.size()) + " layers");
         const Constants& c = m_layers[i];
-        if (c.keySpan.half.size(0) != shape.kvHeads || c.keySpan.half.size(2) != shape.headDim)
+        const std::int64_t copies = shape.kvHeads / c.keySpan.half.size(0); // of each KV head's entries
+        if (copies * c.keySpan.half.size(0) != shape.kvHeads || c.keySpan.half.size(2) != shape.headDim)
             throw EngineError("kvquant: expected a calibration of " + std::to_string(shape.kvHeads) + " heads of " +
                               std::to_string(shape.headDim) + ", found " + std::to_string(c.keySpan.half.size(0)) + " of " +
                               std::to_string(c.keySpan.half.size(2)));
@@ -193,7 +194,7 @@ public:
         if (side == Side::values) {
             packed = std::make_unique<NuqValues>(shape, m_bits, c.values.on(shape.device), m_outliers);
         } else {
-            const Span span{c.keySpan.middle.to(shape.device), c.keySpan.half.to(shape.device)};
+            const Span span{c.keySpan.middle.repeat_interleave(copies, 0).to(shape.device), c.keySpan.half.repeat_interleave(copies, 0).to(shape.device)};
             packed = std::make_unique<NuqKeys>(shape, m_bits, c.keys.on(shape.device), span);
             if (m_outliers > 0) packed = packedBeside(shape, std::move(packed), [span](const at::Tensor& x) { return span.outside(x); });
         }

@@ -16,6 +16,7 @@ struct Explanation {
     Step step;                  // of the selection: 1 right after the prefill, then the decode step that chose
     bool found = false;         // false: the head no longer held the token at that selection, or nothing was chosen there
     bool kept = false;
+    bool stored = false;        // nothing is dropped here: kept says whether the step's queries attended to the token
     std::string protectedBy;    // "sink", "recent", "rule" (the policy's own rule, no score); empty: it had to compete
     double score = std::numeric_limits<double>::quiet_NaN(); // as the policy ranks it, higher is kept
     int rank = 0, candidates = 0;      // 1 = best among those that had to compete in this head; 0: it did not compete

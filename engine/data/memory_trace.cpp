@@ -15,7 +15,7 @@ Lane& laneOf(Trace& trace, LaneIndex lane) {
 void prepareLanes(Trace& trace) {
     for (Lane& lane : trace.lanes)
         if (lane.retention.positions() == 0 && lane.retention.layers() == 0)
-            lane.retention = Retention(trace.model.config.layers, trace.model.config.kvHeads);
+            lane.retention = Retention(trace.model.config.layers, storedHeads(trace.model.config, lane.policy));
 }
 
 } // namespace

@@ -86,7 +86,7 @@ PictureData retained(const Trace& trace, const PictureFocus& focus) {
         const Position n = r.positionsAt(at.step);
         PictureData data = start(trace, "retained-" + at.lane.label, "held", "");
         data.shape = {static_cast<std::size_t>(r.layers()), static_cast<std::size_t>(r.heads()), static_cast<std::size_t>(n)};
-        data.axes = {{"layer", "", 0, 1, {}}, {"KV head", "", 0, 1, {}}, {"position", "tokens", 0, 1, {}}};
+        data.axes = {{"layer", "", 0, 1, {}}, {r.heads() == trace.model.config.kvHeads ? "KV head" : "query head", "", 0, 1, {}}, {"position", "tokens", 0, 1, {}}};
         data.values.reserve(data.shape[0] * data.shape[1] * data.shape[2]);
         for (int layer = 0; layer < r.layers(); ++layer)
             for (int head = 0; head < r.heads(); ++head) {
@@ -150,16 +150,15 @@ PictureData attention(const Trace& trace, const PictureFocus& focus) {
     PictureAxis rowAxis{"query position", "tokens", static_cast<double>(some.rowBegin), static_cast<double>(some.rowBin), {}};
     const bool regular =
         !prefill || !own || (prefill->rowBin == own->rowBin && prefill->rowBegin + prefill->rows * prefill->rowBin == own->rowBegin);
-    const int group = focus.perQueryHead ? std::max(1, config.groupSize()) : 1;
+    const std::vector<std::int32_t> evicted = evictedFor(trace, focus.lane, focus.layer, focus.head, focus.perQueryHead);
     const auto addRows = [&](const AttentionMap& map, int rows, bool lanesOwn) {
         for (int r = 0; r < rows; ++r) {
             const Position firstQuery = map.rowBegin + r * map.rowBin, endQuery = std::min(map.rowEnd, firstQuery + map.rowBin);
             if (!regular)
                 rowAxis.labels.push_back(endQuery - firstQuery == 1 ? std::to_string(firstQuery)
                                                                     : std::to_string(firstQuery) + "–" + std::to_string(endQuery - 1));
-            std::span<const std::int32_t> evicted, born;
+            std::span<const std::int32_t> born;
             if (lanesOwn && at.lane.retention.layers() > 0) {
-                evicted = at.lane.retention.evictedAt(focus.layer, HeadIndex{focus.head.value / group});
                 born = at.lane.retention.bornAt();
             }
             for (int c = 0; c < cols; ++c) {

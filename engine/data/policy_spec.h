@@ -11,7 +11,7 @@ namespace keepsight {
 enum class PolicyKind { evict, admit, attend }; // frees stored tokens; never stores some; stores all, attends to some
 
 struct ParamInfo {
-    enum class Type { integer, real, choice, reals, file }; // reals: numbers separated by '/'; file: a path, empty: none
+    enum class Type { integer, real, choice, reals, file, settings }; // reals: numbers separated by '/'; file: a path, settings: name=value;…, empty: none
     std::string name;                 // as typed in --policy id:name=value
     Type type = Type::integer;
     std::string initial;              // default, canonical text

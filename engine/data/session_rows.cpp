@@ -25,7 +25,7 @@ void TraceRows::create(const Trace& trace) {
         state.policy = from.policy;
         state.notice = from.notice;
         const bool fresh = from.retention.layers() == 0 && from.retention.positions() == 0;
-        state.retention = fresh ? Retention(trace.model.config.layers, trace.model.config.kvHeads)
+        state.retention = fresh ? Retention(trace.model.config.layers, storedHeads(trace.model.config, from.policy))
                                 : Retention(from.retention.layers(), from.retention.heads());
         putLane(i);
     }

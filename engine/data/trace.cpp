@@ -106,6 +106,33 @@ double Trace::perplexityAt(LaneIndex lane, Step step) const {
     return known > 0 ? std::exp(sum / static_cast<double>(known)) : NotMeasured;
 }
 
+int storedHeads(const ModelConfig& config, const PolicySpec& policy) {
+    const auto found = policy.params.find("granularity");
+    return found != policy.params.end() && found->second == "query_head" ? config.queryHeads : config.kvHeads;
+}
+
+int storedHeads(const Trace& trace, LaneIndex lane) {
+    if (lane.value < 0 || static_cast<std::size_t>(lane.value) >= trace.lanes.size()) return trace.model.config.kvHeads;
+    const Lane& of = trace.lanes[static_cast<std::size_t>(lane.value)];
+    return of.retention.heads() > 0 ? of.retention.heads() : storedHeads(trace.model.config, of.policy);
+}
+
+HeadIndex kvHeadOf(const Trace& trace, LaneIndex lane, HeadIndex stored) {
+    return HeadIndex{stored.value * trace.model.config.kvHeads / std::max(1, storedHeads(trace, lane))};
+}
+
+std::vector<std::int32_t> evictedFor(const Trace& trace, LaneIndex lane, LayerIndex layer, HeadIndex mapHead, bool perQueryHead) {
+    const Retention& r = trace.lanes.at(static_cast<std::size_t>(lane.value)).retention;
+    const int mapHeads = perQueryHead ? trace.model.config.queryHeads : trace.model.config.kvHeads;
+    if (layer.value < 0 || layer.value >= r.layers() || mapHead.value < 0 || mapHead.value >= mapHeads || r.heads() == 0) return {};
+    const int first = mapHead.value * r.heads() / mapHeads, end = std::max(first + 1, (mapHead.value + 1) * r.heads() / mapHeads);
+    const auto row = r.evictedAt(layer, HeadIndex{first});
+    std::vector<std::int32_t> out(row.begin(), row.end());
+    for (int head = first + 1; head < end; ++head)
+        std::ranges::transform(out, r.evictedAt(layer, HeadIndex{head}), out.begin(), [](std::int32_t a, std::int32_t b) { return std::max(a, b); });
+    return out;
+}
+
 std::shared_ptr<const Trace> withPreview(const Trace& trace, LaneIndex laneIndex, const PolicySpec& policy, const KeptSets& sets) {
     if (laneIndex.value < 0 || static_cast<std::size_t>(laneIndex.value) >= trace.lanes.size())
         throw EngineError("preview: lane " + std::to_string(laneIndex.value) + " is outside 0 … " +
@@ -113,7 +140,7 @@ std::shared_ptr<const Trace> withPreview(const Trace& trace, LaneIndex laneIndex
     auto out = std::make_shared<Trace>(trace);
     Lane& lane = out->lanes[static_cast<std::size_t>(laneIndex.value)];
     const int layers = lane.retention.layers() > 0 ? lane.retention.layers() : trace.model.config.layers;
-    const int heads = lane.retention.heads() > 0 ? lane.retention.heads() : trace.model.config.kvHeads;
+    const int heads = storedHeads(trace.model.config, policy);
     const Position length = trace.prefillLength;
     if (sets.kept.size() != static_cast<std::size_t>(layers))
         throw EngineError("preview: kept sets of " + std::to_string(sets.kept.size()) + " layers for a model of " + std::to_string(layers));
@@ -158,7 +185,7 @@ std::shared_ptr<const Trace> withPreview(const Trace& trace, LaneIndex laneIndex
     evict.step = Step{1};
     evict.kind = StepRecord::Kind::evict;
     evict.firstPosition = length;
-    const std::int64_t rows = std::max<std::int64_t>(1, static_cast<std::int64_t>(layers) * heads);
+    const std::int64_t rows = std::max<std::int64_t>(1, static_cast<std::int64_t>(layers) * trace.model.config.kvHeads);
     evict.kvBytes = evict.allocatedBytes = sets.bitsPerValue > 0 ? static_cast<std::int64_t>(static_cast<double>(2 * entries * trace.model.config.headDim) * sets.bitsPerValue / 8)
                                                                  : trace.model.kvBytesPerToken * entries / rows;
 

@@ -163,9 +163,17 @@ struct Trace {
     double perplexityAt(LaneIndex lane, Step step) const;
 };
 
+// Heads that hold entries of their own under a policy: the KV heads, or the query heads with granularity=query_head.
+int storedHeads(const ModelConfig& config, const PolicySpec& policy);
+// The same of a lane as recorded, and the KV head whose keys one of these heads holds.
+int storedHeads(const Trace& trace, LaneIndex lane);
+HeadIndex kvHeadOf(const Trace& trace, LaneIndex lane, HeadIndex stored);
+// Step at which each position was evicted for the queries of a map: a map of a KV head that stores its query heads apart loses a key with the last of them.
+std::vector<std::int32_t> evictedFor(const Trace& trace, LaneIndex lane, LayerIndex layer, HeadIndex mapHead, bool perQueryHead);
+
 // Positions kept per layer and KV head, ascending: what a budget slider previews.
 struct KeptSets {
-    std::vector<std::vector<std::vector<Position>>> kept; // [layers][kvHeads]
+    std::vector<std::vector<std::vector<Position>>> kept; // [layers][storedHeads]
     double bitsPerValue = 0; // as a quantizer packs them, its residual left out; 0: the model's own type
     std::string notice;
 };

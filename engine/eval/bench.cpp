@@ -25,7 +25,7 @@ std::vector<TokenId> benchIds(EvalContext& context) {
         throw UsageError("bench: expected ctx, new and repeats of at least 1 and warmup of at least 0, found ctx " + std::to_string(spec.context) + ", new " +
                          std::to_string(spec.newTokens) + ", repeats " + std::to_string(spec.repeats) + ", warmup " + std::to_string(spec.warmup));
     checkContext(context.model.config(), spec.context + spec.newTokens, "the bench", context.policies);
-    checkMemory(context.model, spec.context + spec.newTokens, 1);
+    checkMemory(context, spec.context + spec.newTokens, 1);
     std::vector<TokenId> ids;
     if (context.job.prompt.ids || !context.job.prompt.text.empty()) {
         const std::vector<TokenId> text = promptIds(context.tokenizer, context.frame, context.job.prompt);

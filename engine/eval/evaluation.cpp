@@ -56,11 +56,14 @@ void checkContext(const ModelConfig& config, std::int64_t tokens, std::string_vi
                           "; shorten the text or the continuation");
 }
 
-void checkMemory(const Model& model, std::int64_t tokens, std::int64_t lanes) {
+void checkMemory(const EvalContext& context, std::int64_t tokens, std::int64_t lanes) {
+    const Model& model = context.model;
     if (!model.device().is_cpu()) return; // the device's allocator answers for itself
     const ModelConfig& c = model.config();
     const std::int64_t perToken = static_cast<std::int64_t>(c.layers) * c.kvHeads * c.headDim * 2 * static_cast<std::int64_t>(c10::elementSize(model.dtype()));
-    const std::int64_t needed = perToken * tokens * (lanes + 1) + (std::int64_t{256} << 20); // the shared prefill, one copy a lane, working memory
+    std::int64_t copies = 1; // of the widest lane: with granularity=query_head each query head has one
+    for (const auto& policy : context.policies) copies = std::max<std::int64_t>(copies, storedHeads(c, policy->spec()) / c.kvHeads);
+    const std::int64_t needed = perToken * tokens * (lanes * copies + 1) + (std::int64_t{256} << 20); // the shared prefill, the lanes', working memory
     const std::int64_t available = availableMemory();
     if (available >= 0 && needed > available)
         throw EngineError("this run needs about " + megabytes(needed) + " of memory for " + std::to_string(tokens) + " tokens in " + std::to_string(lanes) +

@@ -38,7 +38,7 @@ std::vector<TokenId> promptIds(const Tokenizer& tokenizer, const ChatFrame& fram
 // Longer than the model's context: EngineError, unless every one of the policies reads prompts of any length.
 void checkContext(const ModelConfig& config, std::int64_t tokens, std::string_view what, std::span<const std::shared_ptr<const Policy>> policies = {});
 // Bytes a job with that many cached tokens and lanes will need against what the machine has; EngineError if it cannot fit.
-void checkMemory(const Model& model, std::int64_t tokens, std::int64_t lanes);
+void checkMemory(const EvalContext& context, std::int64_t tokens, std::int64_t lanes);
 
 // Progress with an ETA from the work done so far; emits at most ten times a second, and always the last.
 class ProgressMeter {

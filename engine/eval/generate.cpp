@@ -45,7 +45,7 @@ void runGenerate(EvalContext& context) {
     const auto prompt = static_cast<std::int64_t>(ids.size()), total = prompt + job.generate.maxNew;
     checkContext(context.model.config(), total, "the prompt with its continuation", context.policies);
     const auto lanes = context.policies.size();
-    checkMemory(context.model, total, static_cast<std::int64_t>(lanes));
+    checkMemory(context, total, static_cast<std::int64_t>(lanes));
 
     context.header.prefillLength = static_cast<Position>(prompt);
     context.sink.begin(context.header);

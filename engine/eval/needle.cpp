@@ -50,7 +50,7 @@ void runNeedle(EvalContext& context) {
     const int longest = *std::max_element(spec.lengths.begin(), spec.lengths.end());
     const int answerTokens = spec.digits + 12; // one token a digit in most vocabularies, and a few words before them
     checkContext(context.model.config(), longest + answerTokens, "the longest needle prompt", context.policies);
-    checkMemory(context.model, longest + answerTokens, 1);
+    checkMemory(context, longest + answerTokens, 1);
     context.sink.begin(context.header);
 
     std::int64_t total = 0;

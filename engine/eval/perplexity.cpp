@@ -71,7 +71,7 @@ PplPlan planPerplexity(EvalContext& context) {
     if (available < 1)
         throw EngineError("ppl: expected a text of at least " + std::to_string(spec.maxLength) + " tokens (max-length), found " + std::to_string(plan.ids.size()));
     checkContext(context.model.config(), spec.maxLength, "a window");
-    checkMemory(context.model, spec.maxLength, static_cast<std::int64_t>(std::min(context.policies.size() + 1, PassRows)));
+    checkMemory(context, spec.maxLength, static_cast<std::int64_t>(std::min(context.policies.size() + 1, PassRows)));
     plan.windows = std::min<std::int64_t>(std::max(1, spec.windows), available);
     plan.split = std::clamp<std::int64_t>(static_cast<std::int64_t>(spec.maxLength * spec.prefixRatio), 1, spec.maxLength - 2);
     // Whatever keeps everything is the baseline: scored once a window.

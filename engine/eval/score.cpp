@@ -17,7 +17,7 @@ void runScore(EvalContext& context) {
     if (total < 2) throw EngineError("score: expected a text of at least 2 tokens, found " + std::to_string(total));
     checkContext(context.model.config(), total, "the text", context.policies);
     const auto lanes = context.policies.size();
-    checkMemory(context.model, total, static_cast<std::int64_t>(lanes));
+    checkMemory(context, total, static_cast<std::int64_t>(lanes));
     const auto prefix = std::clamp<std::int64_t>(static_cast<std::int64_t>(static_cast<double>(total) * context.job.score.prefixRatio), 1, total - 1);
 
     context.header.prefillLength = static_cast<Position>(prefix);

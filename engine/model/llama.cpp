@@ -4,8 +4,10 @@
 #include "engine/model/model.h"
 
 #include <ATen/ATen.h>
+#include <algorithm>
 #include <cmath>
 #include <optional>
+#include <utility>
 
 namespace keepsight {
 namespace {
@@ -20,6 +22,15 @@ public:
         if (m_dense.defined()) return m_bias ? at::linear(x, m_dense, *m_bias) : at::linear(x, m_dense);
         return ops::linear(x, m_packed, static_cast<int>(m_type), m_in, m_bias);
     }
+    // With what comes before and after the product (the matrix's own bias included); one row on a device takes one pass.
+    at::Tensor apply(const at::Tensor& x, ops::MatvecOptions with) const {
+        if (m_dense.defined() && x.size(0) == 1) {
+            with.bias = m_bias;
+            return ops::matvec(x, m_dense, with);
+        }
+        const at::Tensor y = apply(with.norm ? ops::rms_norm(x, *with.norm, with.eps) : x), out = with.gated ? ops::silu_mul(y) : y;
+        return with.residual ? out.add_(*with.residual) : out;
+    }
     at::Tensor rows(const at::Tensor& ids, at::ScalarType dtype) const {
         return m_dense.defined() ? m_dense.index_select(0, ids) : ops::embedding(ids, m_packed, static_cast<int>(m_type), m_in, dtype);
     }
@@ -29,6 +40,11 @@ public:
         return part;
     }
     void setBias(at::Tensor bias) { m_bias = std::move(bias); }
+    // Rows of `other` behind these, dense already.
+    void stack(const Matrix& other) {
+        m_dense = at::cat({m_dense, other.m_dense});
+        if (m_bias) m_bias = at::cat({*m_bias, *other.m_bias});
+    }
     void unpackTo(at::ScalarType dtype, at::Device device) {
         m_dense = ops::dequantize(m_packed, static_cast<int>(m_type), m_in, dtype).to(device);
         m_packed.reset();
@@ -66,12 +82,14 @@ public:
 
     at::Tensor forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows,
                        std::stop_token stop) const override;
+    at::Tensor step(const at::Tensor& id, const at::Tensor& position, KvCache& cache) const override;
     at::Tensor losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, std::span<const PassLane> lanes,
                       std::stop_token stop) const override;
 
 private:
     void load();
     at::Tensor layers(std::span<const TokenId> ids, Position first, std::span<const PassLane> lanes, std::stop_token stop) const; // [lanes · S, hidden]
+    at::Tensor layers(const at::Tensor& ids, const at::Tensor& positions, std::span<const PassLane> lanes, std::stop_token stop) const; // both on the device
     at::Tensor attend(LayerIndex index, const at::Tensor& qkv, const at::Tensor& positions, const PassLane& lane) const;           // [S, queryHeads · D]
     at::Tensor attendTo(const std::vector<std::int32_t>& chosen, const at::Tensor& plainQueries, const KvCache::Dense& stored, const CacheLayer& held,
                         const at::Tensor& positions, double scale, ops::AttentionStats* stats) const;
@@ -99,6 +117,8 @@ std::string Llama::fileName(int layer, std::string_view gguf, std::string_view h
     return prefix + std::to_string(layer) + "." + std::string(m_gguf ? gguf : huggingFace) + ".weight";
 }
 
+bool random(const WeightTensor& t) { return t.bytes.empty(); } // made up where the model runs
+
 at::Tensor Llama::mapped(const WeightTensor& t) const {
     const std::int64_t columns = t.shape.back(), width = rowBytes(t.type, columns);
     // The mapping is read-only; no operator writes to a weight.
@@ -109,11 +129,16 @@ at::Tensor Llama::mapped(const WeightTensor& t) const {
 
 at::Tensor Llama::vector(const std::string& name, std::int64_t size, at::ScalarType dtype) const {
     const WeightTensor& t = m_file->tensor(name, {size});
+    if (random(t)) return (name.ends_with("bias") ? at::zeros({size}, at::kFloat) : at::ones({size}, at::kFloat)).to(m_device, dtype);
     return ops::dequantize(mapped(t), static_cast<int>(t.type), size, at::kFloat).reshape({size}).to(m_device, dtype).clone();
 }
 
 Matrix Llama::matrix(const std::string& name, std::int64_t out, std::int64_t in) const {
     const WeightTensor& t = m_file->tensor(name, {out, in});
+    if (random(t)) {
+        const at::Tensor values = at::empty({out, in}, at::TensorOptions().dtype(at::kBFloat16).device(m_device)).normal_(0, 0.5 / std::sqrt(static_cast<double>(in)));
+        return Matrix(values.view(at::kByte), WeightType::bf16, in);
+    }
     return Matrix(mapped(t), t.type, in);
 }
 
@@ -140,6 +165,7 @@ std::optional<at::Tensor> Llama::bias(const std::string& weightName, std::int64_
 
 void Llama::load() {
     const ModelConfig& c = m_config;
+    if (m_file->format() == "random") at::manual_seed(0);
     const std::int64_t qRows = static_cast<std::int64_t>(c.queryHeads) * c.headDim, kvRows = static_cast<std::int64_t>(c.kvHeads) * c.headDim;
     m_inverse = ropeInverseFrequencies(c).to(m_device);
     m_embedding = matrix(m_gguf ? "token_embd.weight" : "model.embed_tokens.weight", c.vocab, c.hidden);
@@ -182,7 +208,9 @@ void Llama::load() {
                           downName = fileName(i, "ffn_down", "mlp.down_proj");
         const WeightTensor &gate = m_file->tensor(gateName, {c.feedForward, c.hidden}), &up = m_file->tensor(upName, {c.feedForward, c.hidden});
         const auto gateBias = bias(gateName, c.feedForward), upBias = bias(upName, c.feedForward);
-        if (gate.type == up.type && gate.bytes.data() + gate.bytes.size() == up.bytes.data() && !gateBias && !upBias &&
+        if (random(gate)) {
+            layer.gateUp = stacked({matrix(gateName, c.feedForward, c.hidden), matrix(upName, c.feedForward, c.hidden)});
+        } else if (gate.type == up.type && gate.bytes.data() + gate.bytes.size() == up.bytes.data() && !gateBias && !upBias &&
             reinterpret_cast<std::uintptr_t>(gate.bytes.data()) % alignof(float) == 0) {
             const std::int64_t width = rowBytes(gate.type, c.hidden);
             layer.gateUp = Matrix(at::from_blob(const_cast<std::byte*>(gate.bytes.data()), {2 * static_cast<std::int64_t>(c.feedForward), width}, at::kByte),
@@ -199,6 +227,10 @@ void Llama::load() {
         if (!m_device.is_cpu())
             for (Matrix* m : {&layer.qkv, &layer.output, &layer.gateUp, &layer.gate, &layer.up, &layer.down})
                 if (m->packed().defined()) m->unpackTo(m_dtype, m_device);
+        if (!m_device.is_cpu() && !layer.gateUp.in() && gateBias.has_value() == upBias.has_value()) {
+            layer.gateUp = std::exchange(layer.gate, {});
+            layer.gateUp.stack(std::exchange(layer.up, {}));
+        }
     }
     if (!m_device.is_cpu()) {
         m_embedding.unpackTo(m_dtype, m_device);
@@ -208,7 +240,7 @@ void Llama::load() {
 
 at::Tensor Llama::layers(std::span<const TokenId> ids, Position first, std::span<const PassLane> lanes, std::stop_token stop) const {
     const ModelConfig& c = m_config;
-    const auto count = static_cast<std::int64_t>(ids.size()), width = static_cast<std::int64_t>(lanes.size());
+    const auto count = static_cast<std::int64_t>(ids.size());
     at::Tensor idTensor = at::empty({count}, at::kLong);
     for (std::int64_t i = 0; i < count; ++i) {
         const TokenId id = ids[static_cast<std::size_t>(i)];
@@ -217,21 +249,31 @@ at::Tensor Llama::layers(std::span<const TokenId> ids, Position first, std::span
                               std::to_string(c.vocab));
         idTensor.data_ptr<std::int64_t>()[i] = id;
     }
-    const at::Tensor positions = at::arange(first, first + count, at::kInt).to(m_device);
-    at::Tensor x = m_embedding.rows(idTensor.to(m_device), m_dtype); // [S, hidden]
+    return layers(idTensor.to(m_device), at::arange(first, first + count, at::kInt).to(m_device), lanes, stop);
+}
+
+at::Tensor Llama::layers(const at::Tensor& ids, const at::Tensor& positions, std::span<const PassLane> lanes, std::stop_token stop) const {
+    const ModelConfig& c = m_config;
+    const std::int64_t count = ids.size(0), width = static_cast<std::int64_t>(lanes.size());
+    at::Tensor x = m_embedding.rows(ids, m_dtype); // [S, hidden]
     if (width > 1) x = x.repeat({width, 1});
 
     for (int i = 0; i < c.layers; ++i) {
         if (stop.stop_requested()) throw Cancelled{};
         const Layer& layer = m_layers[static_cast<std::size_t>(i)];
-        const at::Tensor qkv = layer.qkv.apply(ops::rms_norm(x, layer.attentionNorm, c.normEps));
+        const at::Tensor qkv = layer.qkv.apply(x, {.norm = layer.attentionNorm, .eps = c.normEps});
         std::vector<at::Tensor> attended;
         for (std::int64_t lane = 0; lane < width; ++lane)
             attended.push_back(attend(LayerIndex{i}, qkv.narrow(0, lane * count, count), positions, lanes[static_cast<std::size_t>(lane)]));
-        x = layer.output.apply(width > 1 ? at::cat(attended) : attended.front()).add_(x);
-        const at::Tensor normed = ops::rms_norm(x, layer.mlpNorm, c.normEps);
-        const at::Tensor both = layer.gateUp.in() ? layer.gateUp.apply(normed) : at::cat({layer.gate.apply(normed), layer.up.apply(normed)}, 1);
-        x = layer.down.apply(ops::silu_mul(both)).add_(x);
+        x = layer.output.apply(width > 1 ? at::cat(attended) : attended.front(), {.residual = x});
+        at::Tensor gated;
+        if (layer.gateUp.in()) {
+            gated = layer.gateUp.apply(x, {.norm = layer.mlpNorm, .eps = c.normEps, .gated = true});
+        } else {
+            const at::Tensor normed = ops::rms_norm(x, layer.mlpNorm, c.normEps);
+            gated = ops::silu_mul(at::cat({layer.gate.apply(normed), layer.up.apply(normed)}, 1));
+        }
+        x = layer.down.apply(gated, {.residual = x});
     }
     return x;
 }
@@ -240,44 +282,50 @@ at::Tensor Llama::layers(std::span<const TokenId> ids, Position first, std::span
 at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at::Tensor& positions, const PassLane& lane) const {
     const ModelConfig& c = m_config;
     KvCache& cache = lane.cache;
+    const ModelConfig& stored = cache.config(); // its kvHeads may be the query heads
+    const auto copied = [&](const at::Tensor& x) { return stored.kvHeads == c.kvHeads ? x : x.repeat_interleave(stored.kvHeads / c.kvHeads, 0); };
     LayerObserver* observer = lane.observer;
     const std::int64_t count = projected.size(0);
     const double scale = 1.0 / std::sqrt(static_cast<double>(c.headDim));
     const at::Tensor qkv = projected.view({count, c.queryHeads + 2 * c.kvHeads, c.headDim}).transpose(0, 1);
     const at::Tensor plain = qkv.narrow(0, 0, c.queryHeads), v = qkv.narrow(0, c.queryHeads + c.kvHeads, c.kvHeads);
     at::Tensor q; // [queryHeads, S, D] after RoPE
-    if (!cache.plainKeys()) {
+    if (count == 1 && !m_device.is_cpu() && stored.kvHeads == c.kvHeads && cache.fusesAppend(index)) {
+        q = cache.ropeAppend(index, projected, positions, m_inverse);
+    } else if (!cache.plainKeys()) {
         const at::Tensor rotated = ops::rope(qkv.narrow(0, 0, c.queryHeads + c.kvHeads), positions, m_inverse);
         q = rotated.narrow(0, 0, c.queryHeads);
-        cache.append(index, rotated.narrow(0, c.queryHeads, c.kvHeads), v, positions);
+        cache.append(index, copied(rotated.narrow(0, c.queryHeads, c.kvHeads)), copied(v), positions);
     } else {
         if (cache.rope() == RopeMode::cacheRelative) { // the queries take the slots of their own entries
-            const at::Tensor before = cache.layer(index).lengths.repeat_interleave(c.groupSize()).unsqueeze(1);
+            const at::Tensor before = cache.layer(index).lengths.repeat_interleave(stored.groupSize()).unsqueeze(1);
             q = ops::rope(plain, (before + at::arange(count, before.options()).unsqueeze(0)).to(at::kInt), m_inverse);
         } else {
             q = ops::rope(plain, positions, m_inverse);
         }
-        cache.append(index, qkv.narrow(0, c.queryHeads, c.kvHeads), v, positions);
+        cache.append(index, copied(qkv.narrow(0, c.queryHeads, c.kvHeads)), copied(v), positions);
     }
     const CacheLayer& held = cache.layer(index);
     at::Tensor attended;
     std::optional<std::vector<std::int32_t>> chosen;
     if (observer && cache.rope() == RopeMode::cacheRelative && observer->choosesEntries()) {
-        const KvCache::Dense stored = cache.plain(index);
-        chosen = observer->attend({index, c, held, plain, positions, stored.keys, stored.values, scale, {}, m_inverse, nullptr, plain});
-        if (chosen) attended = attendTo(*chosen, plain, stored, held, positions, scale, observer->wanted(index, cache, count));
+        const KvCache::Dense all = cache.plain(index);
+        chosen = observer->attend({index, stored, held, plain, positions, all.keys, all.values, scale, {}, m_inverse, nullptr, plain});
+        if (chosen) attended = attendTo(*chosen, plain, all, held, positions, scale, observer->wanted(index, cache, count));
     }
     if (!chosen) {
         const KvCache::Dense dense = cache.attended(index, m_inverse);
         ops::AttentionStats* stats = observer ? observer->wanted(index, cache, count) : nullptr;
-        attended = ops::attention(q, dense.keys, dense.values, held.positions, held.lengths, positions, scale, stats);
+        const bool even = std::ranges::all_of(held.held, [&](std::int32_t n) { return n == held.held.front(); });
+        attended = !m_device.is_cpu() && !stats && even && count > 1
+                       ? ops::causal_attention(q, dense.keys, dense.values, held.held.front(), scale) // entries ascend, the newest are the queries' own
+                       : ops::attention(q, dense.keys, dense.values, held.positions, held.lengths, positions, scale, stats);
         if (observer)
-            observer->afterAttention({index, c, held, q, positions, dense.keys, dense.values, scale, stats ? stats->lastRows : at::Tensor(), m_inverse, nullptr, plain},
+            observer->afterAttention({index, stored, held, q, positions, dense.keys, dense.values, scale, stats ? stats->lastRows : at::Tensor(), m_inverse, nullptr, plain},
                                      cache);
     }
     cache.settle(index);
     return attended;
-
 }
 
 // Attention over a subset of the entries, renumbered from 0; the newest S of them are the queries' own.
@@ -285,8 +333,8 @@ at::Tensor Llama::attendTo(const std::vector<std::int32_t>& chosen, const at::Te
                            const at::Tensor& positions, double scale, ops::AttentionStats* stats) const {
     const auto size = static_cast<std::int64_t>(chosen.size()), count = plainQueries.size(1);
     const auto ints = at::TensorOptions().dtype(at::kInt).device(m_device);
-    const at::Tensor index = at::tensor(chosen, at::kInt).to(m_device).expand({m_config.kvHeads, size}).contiguous();
-    const at::Tensor counts = at::full({m_config.kvHeads}, static_cast<std::int32_t>(size), ints);
+    const at::Tensor index = at::tensor(chosen, at::kInt).to(m_device).expand({stored.keys.size(0), size}).contiguous();
+    const at::Tensor counts = at::full({stored.keys.size(0)}, static_cast<std::int32_t>(size), ints);
     const at::Tensor keys = ops::rope(ops::gather_entries(stored.keys, index, counts, size), at::arange(size, ints), m_inverse);
     const at::Tensor values = ops::gather_entries(stored.values, index, counts, size), own = ops::gather_entries(held.positions, index, counts, size);
     const at::Tensor q = ops::rope(plainQueries, at::arange(size - count, size, ints), m_inverse);
@@ -298,7 +346,12 @@ at::Tensor Llama::forward(std::span<const TokenId> ids, Position first, KvCache&
     at::Tensor x = layers(ids, first, std::span(&lane, 1), stop);
     if (rows == LogitRows::none) return {};
     if (rows == LogitRows::last) x = x.narrow(0, x.size(0) - 1, 1);
-    return head().apply(ops::rms_norm(x, m_finalNorm, m_config.normEps)).to(at::kFloat);
+    return head().apply(x, {.norm = m_finalNorm, .eps = m_config.normEps}).to(at::kFloat);
+}
+
+at::Tensor Llama::step(const at::Tensor& id, const at::Tensor& position, KvCache& cache) const {
+    const PassLane lane{cache, nullptr};
+    return head().apply(layers(id, position, std::span(&lane, 1), {}), {.norm = m_finalNorm, .eps = m_config.normEps}).to(at::kFloat);
 }
 
 at::Tensor Llama::losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, std::span<const PassLane> lanes,

@@ -106,6 +106,8 @@ const WeightTensor& WeightFile::tensor(std::string_view name, std::vector<std::i
 }
 
 std::unique_ptr<WeightFile> openWeights(const fs::path& path) {
+    constexpr std::string_view Random = "random:";
+    if (const std::string text = path.string(); text.starts_with(Random)) return openRandom(std::string_view(text).substr(Random.size()));
     std::error_code error;
     const auto status = fs::status(path, error);
     if (!fs::exists(status))

@@ -24,7 +24,7 @@ struct WeightTensor {
     std::string name;                // as in the file
     WeightType type = WeightType::f32;
     std::vector<std::int64_t> shape; // row-major, as Hugging Face writes it: [out, in] for a matrix (GGUF's order reversed)
-    std::span<const std::byte> bytes; // inside the mapping, valid while the WeightFile lives
+    std::span<const std::byte> bytes; // inside the mapping, valid while the WeightFile lives; empty in a model of random weights
 };
 
 // The tokenizer as found in a model file or beside it; the tokenizer folder interprets it.
@@ -46,7 +46,7 @@ public:
     virtual ~WeightFile() = default;
     virtual const ModelConfig& config() const = 0;
     virtual const TokenizerSource& tokenizer() const = 0;
-    virtual const std::string& format() const = 0;             // "gguf" | "safetensors"
+    virtual const std::string& format() const = 0;             // "gguf" | "safetensors" | "random"
     virtual const std::vector<std::filesystem::path>& files() const = 0; // weight files, name order
     virtual const std::map<std::string, WeightTensor, std::less<>>& tensors() const = 0;
     virtual std::vector<std::int32_t> stopTokens() const = 0;     // from generation_config.json / config.json / GGUF, may be empty
@@ -56,9 +56,12 @@ public:
     const WeightTensor* find(std::string_view name) const;
 };
 
-// path: a Hugging Face directory or a .gguf file. Every refusal is one EngineError sentence (experience.md, Robustness).
+// path: a Hugging Face directory, a .gguf file, or "random:" and one of randomShapes(). Every refusal is one EngineError sentence (experience.md, Robustness).
 std::unique_ptr<WeightFile> openWeights(const std::filesystem::path& path);
 std::unique_ptr<WeightFile> openGguf(const std::filesystem::path& file);
+// A model's shape without its weights, which are made up on the device: for timing only. Its tokenizer has one token a byte.
+std::unique_ptr<WeightFile> openRandom(std::string_view shape); // throws EngineError naming the known ones
+std::vector<std::string> randomShapes();                        // "llama-3-8b" …
 std::unique_ptr<WeightFile> openSafetensors(const std::filesystem::path& directory);
 
 // sha256 over the weight files' bytes in name order, lower-case hex; cached under $XDG_CACHE_HOME/keepsight by path, size and mtime.

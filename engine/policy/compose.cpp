@@ -7,8 +7,10 @@
 //       its pooling mixes entries that are no neighbours in the text. Policies that judge each entry by itself (knorm, keydiff) do not notice.
 //       Its attention is masked by place in that order, as kvpress masks by index; small differences of rounding can swap neighbours there.
 //   order = text: survivors stay in reading order and are masked by their true positions; what the second policy's authors meant.
-// Where we differ: the budget is one number for both, so that exactly B stay; kvpress rounds down twice. Both policies run with their default parameters
-// (and this one's timing); policies that need a memory of their own, and second ones that need sums over all queries, cannot be composed.
+// Where we differ: the budget is one number for both, so that exactly B stay; kvpress rounds down twice. first_with and second_with hold their parameters;
+// the timing is this one's. Policies that need a memory of their own, and second ones that need sums over all queries, cannot be composed, nor can
+// parameters that set how many tokens stay.
+#include "engine/data/error.h"
 #include "engine/policy/policy.h"
 #include "engine/policy/select.h"
 
@@ -29,9 +31,10 @@ namespace {
 
 enum class Part { first, second };
 
-std::unique_ptr<const Policy> nested(const std::string& id, int budget, const std::string& timing) {
+std::unique_ptr<const Policy> nested(const std::string& id, const ParamValues& params, int budget, const std::string& timing) {
     PolicySpec spec;
     spec.id = id;
+    spec.params = params;
     spec.budget = Budget::kept(budget);
     if (const auto& params = policyEntry(id).info.params; std::ranges::find(params, "timing", &ParamInfo::name) != params.end()) spec.params["timing"] = timing;
     return makePolicy(spec);
@@ -46,6 +49,8 @@ public:
         m_share = params.real("share");
         m_inText = params.choice("order") == "text";
         m_timing = params.choice("timing");
+        m_firstWith = settings("first_with", m_first, params.choice("first_with"));
+        m_secondWith = settings("second_with", m_second, params.choice("second_with"));
     }
 
     Needs needs(std::int64_t prompt) const override {
@@ -118,7 +123,24 @@ protected:
     }
 
 private:
-    std::unique_ptr<const Policy> part(Part which, int budget) const { return nested(which == Part::first ? m_first : m_second, budget, m_timing); }
+    std::unique_ptr<const Policy> part(Part which, int budget) const {
+        return which == Part::first ? nested(m_first, m_firstWith, budget, m_timing) : nested(m_second, m_secondWith, budget, m_timing);
+    }
+
+    // "window=16;kernel=7" as parameters of `id`.
+    ParamValues settings(const std::string& name, const std::string& id, std::string text) const {
+        const std::string what = "policy compose: " + name;
+        if (text.empty()) return {};
+        std::ranges::replace(text, ';', ',');
+        const ParamValues out = parseParams(what, id + ":" + text);
+        for (const char* ours : {"timing", "granularity"})
+            if (out.contains(ours)) throw UsageError(what + ": '" + ours + "' cannot be set for one of the two");
+        const std::unique_ptr<const Policy> policy = nested(id, out, 512, m_timing);
+        for (const int layer : {0, 7})
+            if (policy->planFor(Place::afterPrompt(1024, LayerIndex{layer}, 8)).keep != 512 || policy->rope() != RopeMode::original)
+                throw UsageError(what + ": expected parameters that leave the number of tokens and their positions to compose, found '" + text + "'");
+        return out;
+    }
 
     // How many the first policy leaves of `held`, of which `keep` will stay.
     int between(std::int64_t held, std::int64_t seen, int keep) const {
@@ -130,7 +152,7 @@ private:
     }
 
     static Place among(Place place, std::int64_t survivors) {
-        place.held = place.seen = place.fresh = survivors;
+        place.held = place.seen = place.fresh = place.prompt = survivors;
         place.quantizer = nullptr; // its share is in our budget already
         return place;
     }
@@ -158,6 +180,7 @@ private:
     }
 
     std::string m_first, m_second, m_timing;
+    ParamValues m_firstWith, m_secondWith;
     double m_share = 0.5;
     bool m_inText = false;
 };
@@ -194,8 +217,10 @@ PolicyEntry compose_policy() {
                     PolicyKind::evict,
                     "Lets one policy choose among what another one left.",
                     "kvpress, ComposedPress",
-                    {{"first", ParamInfo::Type::choice, "knorm", 0, 0, composable(Part::first), "", "The policy that chooses first, with its default parameters."},
-                     {"second", ParamInfo::Type::choice, "snapkv", 0, 0, composable(Part::second), "", "The policy that chooses among what is left, with its default parameters."},
+                    {{"first", ParamInfo::Type::choice, "knorm", 0, 0, composable(Part::first), "", "The policy that chooses first."},
+                     {"first_with", ParamInfo::Type::settings, "", 0, 0, {}, "", "Its parameters, separated by semicolons: window=16;kernel=7; empty: its defaults."},
+                     {"second", ParamInfo::Type::choice, "snapkv", 0, 0, composable(Part::second), "", "The policy that chooses among what is left."},
+                     {"second_with", ParamInfo::Type::settings, "", 0, 0, {}, "", "Its parameters, likewise."},
                      {"share", ParamInfo::Type::real, "0.5", 0, 1, {}, "", "How much of the work the first one does: 0 none, 0.5 both remove the same part, 1 all."},
                      {"order", ParamInfo::Type::choice, "score", 0, 0, {"score", "text"}, "",
                       "How the second one finds the entries: from the first one's best to its worst, as in kvpress, or as they stand in the text."},

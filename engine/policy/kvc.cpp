@@ -11,9 +11,8 @@
 // Keeps the num_recent newest and the num_heavy best of the older ones; after the prefill, and with decode_evict again after every token.
 //
 // Where we differ from kv-cache-pruner: scores of a group's query heads become one per KV head (agg), where it stores a copy of the cache for each
-// query head; sums are fp32 (a² underflows in half precision); _fullhist stays so with ratios; ratios refer to the tokens seen, which is
-// the prompt after the prefill and grows while decoding, as every ratio here does (there: the prompt for good); the default is the budget, with its
-// shares of 5% recent and 95% heavy.
+// query head (granularity=query_head does so too); sums are fp32 (a² underflows in half precision); _fullhist stays so with ratios; the
+// default is the budget, with its shares of 5% recent and 95% heavy. recent_ratio, heavy_ratio and cache_ratio are shares of the prompt, for good.
 #include "engine/data/error.h"
 #include "engine/policy/policy.h"
 
@@ -81,10 +80,8 @@ public:
         if (m_variant.rows == Variant::Rows::window) n.lastRows = static_cast<int>(std::clamp<std::int64_t>(shares(prompt, largestBudget(prompt)).recent, 1, prompt));
         return n;
     }
-    int budget(std::int64_t seen) const override {
-        const Shares s = shares(seen, Policy::budget(seen));
-        return std::max(1, s.recent + s.heavy);
-    }
+    int budget(std::int64_t seen) const override { return total(shares(seen, Policy::budget(seen))); }
+    int budgetAt(const Place& place) const override { return total(shares(place.prompt, Policy::budget(place.seen))); }
     at::Tensor statistic(const LayerView& view, const Plan& plan, const at::Tensor& sums) const override {
         if (m_variant.rows == Variant::Rows::newest) return {};
         return m_variant.rows == Variant::Rows::all ? sums : lastChanges(view, plan.window); // [queryHeads, C]
@@ -109,7 +106,7 @@ public:
 protected:
     Plan plan(const Place& place, int budget) const override {
         const bool heavyGiven = m_heavy > 0 || m_heavyRatio > 0, newest = m_variant.rows == Variant::Rows::newest;
-        const int recent = shares(place.seen, heavyGiven ? Policy::budget(place.seen) : budget).recent;
+        const int recent = shares(place.prompt, heavyGiven ? Policy::budget(place.seen) : budget).recent;
         return {.keep = budget,
                 .protect = {.sinks = 0, .recent = newest ? 0 : recent},
                 .window = newest ? 1 : static_cast<int>(std::clamp<std::int64_t>(recent, 1, place.held)),
@@ -120,9 +117,10 @@ private:
     struct Shares {
         int recent = 0, heavy = 0;
     };
-    // What is given wins, the rest comes from the budget.
-    Shares shares(std::int64_t seen, int budget) const {
-        const auto of = [&](double ratio) { return static_cast<int>(std::floor(static_cast<double>(seen) * ratio)); };
+    static int total(const Shares& s) { return std::max(1, s.recent + s.heavy); }
+    // What is given wins, the rest comes from the budget. Ratios are of the prompt.
+    Shares shares(std::int64_t prompt, int budget) const {
+        const auto of = [&](double ratio) { return static_cast<int>(std::floor(static_cast<double>(prompt) * ratio)); };
         if (m_fixRecent) {
             const int recent = m_recent > 0 ? m_recent : 16;
             return {recent, std::max(0, of(m_cacheRatio) - recent)};
@@ -184,9 +182,9 @@ std::vector<ParamInfo> paramsOf(const Variant& v) {
     std::vector<ParamInfo> out = {
         {"num_recent", ParamInfo::Type::integer, "0", 0, 1 << 24, {}, "tokens", "Newest tokens kept; 0: one in twenty of the budget."},
         {"num_heavy", ParamInfo::Type::integer, "0", 0, 1 << 24, {}, "tokens", "Older tokens kept by score; 0: the rest of the budget."},
-        {"recent_ratio", ParamInfo::Type::real, "0", 0, 1, {}, "kept", "Newest tokens kept, as a share of all seen; 0: not used."},
-        {"heavy_ratio", ParamInfo::Type::real, "0", 0, 1, {}, "kept", "Older tokens kept by score, as a share of all seen; 0: not used."},
-        {"cache_ratio", ParamInfo::Type::real, "0", 0, 1, {}, "kept", "Both together as a share of all seen, 5% of them recent; 0: not used."},
+        {"recent_ratio", ParamInfo::Type::real, "0", 0, 1, {}, "kept", "Newest tokens kept, as a share of the prompt; 0: not used."},
+        {"heavy_ratio", ParamInfo::Type::real, "0", 0, 1, {}, "kept", "Older tokens kept by score, as a share of the prompt; 0: not used."},
+        {"cache_ratio", ParamInfo::Type::real, "0", 0, 1, {}, "kept", "Both together as a share of the prompt, 5% of them recent; 0: not used."},
         flagParam("fix_recent", false, "With cache_ratio: num_recent stays as given (0: 16), and the heavy tokens are the rest."),
         flagParam("decode_evict", true, "Drop again after every decoded token; off: once after the prefill, then the cache grows.")};
     if (v.pool != Variant::Pool::none) out.push_back({"kernel", ParamInfo::Type::integer, "7", 1, 255, {}, "tokens", "Width of the pooling over neighbours, odd; 1: none.", true});

@@ -15,6 +15,7 @@ Policy::Policy(const PolicyInfo& info, PolicySpec spec) : m_spec(std::move(spec)
     if (params.has("timing")) m_schedule = scheduleOf(params.choice("timing"));
     if (params.has("rope")) m_rope = ropeModeOf(params.choice("rope"));
     if (params.has("agg")) m_agg = params.choice("agg");
+    if (params.has("granularity")) m_perQueryHead = params.choice("granularity") == "query_head";
     if (!params.has("heads")) return; // the rest comes together, see sharedParams()
     m_protect = {params.integer("sinks"), params.integer("recent")};
     m_adaptive = params.choice("heads") == "ada";
@@ -24,7 +25,7 @@ Policy::Policy(const PolicyInfo& info, PolicySpec spec) : m_spec(std::move(spec)
 }
 
 int Policy::layerBudget(const Place& place) const {
-    if (m_layerRatios.empty()) return budget(place.seen);
+    if (m_layerRatios.empty()) return budgetAt(place);
     // The list spans the layers: one value is for all, two are the first and the last layer's, and so on.
     const double at = place.layers > 1 ? static_cast<double>(place.layer.value) * static_cast<double>(m_layerRatios.size() - 1) / (place.layers - 1) : 0.0;
     const auto low = static_cast<std::size_t>(at), high = std::min(low + 1, m_layerRatios.size() - 1);
@@ -79,6 +80,11 @@ ParamInfo aggParam() {
     return {"agg", ParamInfo::Type::choice, "mean", 0, 0, {"mean", "max", "sum"}, "", "How the scores of the query heads that share a KV head become one."};
 }
 
+ParamInfo granularityParam() {
+    return {"granularity", ParamInfo::Type::choice, "kv_head", 0, 0, {"kv_head", "query_head"}, "",
+            "kv_head: one set for the query heads that share a KV head; query_head: a set for each query head, which then holds a copy of its own, as the papers' codes do."};
+}
+
 std::vector<ParamInfo> sharedParams(Shared kind) {
     std::vector<ParamInfo> out = {
         {"sinks", ParamInfo::Type::integer, "0", 0, 1 << 20, {}, "tokens", "First tokens that always stay, within the budget."},
@@ -88,7 +94,9 @@ std::vector<ParamInfo> sharedParams(Shared kind) {
         {"ada_floor", ParamInfo::Type::real, "0.2", 0, 1, {}, "share", "With heads=ada: the share of the budget that each head is sure of."},
         {"layers", ParamInfo::Type::reals, "", 0, 0.999, {}, "removed",
          "Shares removed from the first to the last layer, separated by '/', in place of the ratio; values between are interpolated."}};
-    if (kind == Shared::keys)
+    if (kind == Shared::attention)
+        out.push_back(granularityParam());
+    else
         out.push_back({"chunk", ParamInfo::Type::integer, "0", 0, 1 << 20, {}, "tokens", "Score and cut every chunk of that many tokens by itself; 0: all at once."});
     return out;
 }

@@ -47,9 +47,10 @@ struct Place {
     std::int64_t held = 0;     // entries of the fullest head, this call's included
     std::int64_t seen = 0;     // tokens processed so far
     std::int64_t fresh = 0;    // of these, by this call (after the prefill: the whole prompt)
+    std::int64_t prompt = 0;   // of these, the prompt's
     const Quantizer* quantizer = nullptr; // of the lane; its equal_memory turns the budget into more tokens
     const ModelConfig* config = nullptr;  // set with it
-    static Place afterPrompt(std::int64_t tokens, LayerIndex layer = {}, int layers = 1) { return {layer, layers, tokens, tokens, tokens, nullptr, nullptr}; }
+    static Place afterPrompt(std::int64_t tokens, LayerIndex layer = {}, int layers = 1) { return {layer, layers, tokens, tokens, tokens, tokens, nullptr, nullptr}; }
 };
 
 // The budget of one layer made concrete.
@@ -62,6 +63,15 @@ struct Plan {
     double adaptiveFloor = 0.2; // share of `keep` every head is sure of
     double removed = -1;       // the ratio that `keep` came from; −1: a number of tokens
     int chunk = 0;             // > 0: the same share is kept of every chunk of that many entries (kvpress's ChunkPress)
+};
+
+// What an attend policy lets the coming queries of a layer see: one set for all heads.
+struct Attended {
+    std::vector<std::int32_t> entries; // ascending, the newest S among them
+    at::Tensor votes;                  // [candidates] fp32 on the host: what the entries from `firstVote` on were ranked by, higher is attended to
+    std::int32_t firstVote = 0;
+    Protect sure;                      // attended to without a vote
+    std::string note;                  // one sentence; empty: none
 };
 
 // What a policy remembers of one layer beside its entries: a reservoir, how far it has compressed …
@@ -79,11 +89,14 @@ public:
     virtual Needs needs(std::int64_t /*promptTokens*/) const { return {}; }
     virtual Schedule schedule() const { return m_schedule; }
     virtual RopeMode rope() const { return m_rope; }
+    // Every query head scores for itself and keeps a copy of its KV head's entries: what the policy is shown has queryHeads "KV heads".
+    bool perQueryHead() const { return m_perQueryHead; }
     // Layers the policy leaves alone.
     virtual bool skips(LayerIndex) const { return false; }
 
     // The number of entries wanted per head when `seen` tokens were processed; the mean over layers.
     virtual int budget(std::int64_t seen) const { return m_spec.budget.resolve(seen); }
+    virtual int budgetAt(const Place& place) const { return budget(place.seen); }
     // budget → the layer's share → plan(), with the shared parameters applied.
     Plan planFor(const Place& place) const;
     // Is there anything to choose? Default: more is held than the plan keeps. total: entries of all heads.
@@ -108,9 +121,9 @@ public:
     // The policy acts inside the prompt's pass too, so that the shared prefill is not its own: the lane passes the prompt itself.
     virtual bool ownsPrefill() const { return false; }
 
-    // PolicyKind::attend: the entries that the coming queries attend to, one set for all heads; nullopt: all. Called before attention,
+    // PolicyKind::attend: what the coming queries attend to; nullopt: all. Called before attention,
     // with view.queries and keys before RoPE.
-    virtual std::optional<std::vector<std::int32_t>> attend(const LayerView&, const Place&, LayerMemory*) const { return std::nullopt; }
+    virtual std::optional<Attended> attend(const LayerView&, const Place&, LayerMemory*) const { return std::nullopt; }
 
 protected:
     // How `budget` entries are split in this layer. Default: all by score.
@@ -126,7 +139,7 @@ private:
     int layerBudget(const Place& place) const;
 
     Protect m_protect;
-    bool m_adaptive = false;
+    bool m_adaptive = false, m_perQueryHead = false;
     double m_adaptiveFloor = 0.2;
     int m_chunk = 0;
     std::vector<double> m_layerRatios; // removed, first to last layer; empty: the same everywhere
@@ -148,8 +161,9 @@ std::unique_ptr<const Policy> makePolicy(const PolicySpec& spec);
 ParamInfo timingParam(std::string initial);                 // prefill_end | each_step | every:N | decode:N
 ParamInfo ropeParam(std::string initial);                   // original | cache_relative
 ParamInfo aggParam();                                       // mean | max | sum: how a group's query heads become one KV head
+ParamInfo granularityParam();                               // kv_head | query_head
 enum class Shared { attention, keys };                      // keys: scores need no queries, so that chunks can be scored alone
-std::vector<ParamInfo> sharedParams(Shared kind);           // sinks, recent, heads, ada_floor, layers [, chunk]
+std::vector<ParamInfo> sharedParams(Shared kind);           // sinks, recent, heads, ada_floor, layers, granularity or chunk
 std::vector<ParamInfo> operator+(std::vector<ParamInfo> own, const std::vector<ParamInfo>& more);
 
 Schedule scheduleOf(const std::string& timing);

@@ -53,6 +53,7 @@ void checkValue(const std::string& what, const ParamInfo& param, const std::stri
         if (std::ranges::find(param.choices, value) == param.choices.end()) refuse("one of " + joined(param.choices));
         return;
     case ParamInfo::Type::file:
+    case ParamInfo::Type::settings:
         return; // read when it is used
     case ParamInfo::Type::reals: {
         const auto list = numbers(value);

@@ -22,6 +22,7 @@ namespace {
 
 struct LastSelection final : LayerMemory {
     at::Tensor query;                 // [queryHeads · headDim] fp32
+    at::Tensor votes;                 // [candidates] fp32, on the host
     std::vector<std::int32_t> chosen; // the top k, ascending
     std::int64_t seen = -1;           // when it was made
 };
@@ -43,7 +44,7 @@ public:
     Schedule schedule() const override { return {.afterPrefill = false, .everySteps = 0}; }
     std::unique_ptr<LayerMemory> remember() const override { return std::make_unique<LastSelection>(); }
 
-    std::optional<std::vector<std::int32_t>> attend(const LayerView& view, const Place& place, LayerMemory* memory) const override {
+    std::optional<Attended> attend(const LayerView& view, const Place& place, LayerMemory* memory) const override {
         const Shares shares = sharesOf(place);
         const std::int64_t total = place.held, local = std::max<std::int64_t>(shares.local, place.fresh);
         if (shares.init + shares.topK + local >= total) return std::nullopt;
@@ -52,18 +53,22 @@ public:
         const at::Tensor steps = at::arange(shares.local, shares.local + place.fresh, view.entries.positions.options());
         const at::Tensor query = ops::rope(view.queries, steps, view.inverseFrequencies).to(at::kFloat).mean(1); // [queryHeads, D]
         auto& last = static_cast<LastSelection&>(*memory);
-        if (!reusable(last, query, place.seen, shares)) {
+        const bool again = reusable(last, query, place.seen, shares);
+        if (!again) {
             const std::int64_t heads = view.config.kvHeads;
             const at::Tensor keys = view.keys.narrow(1, begin, count).to(at::kFloat);
             at::Tensor dots = at::matmul(query.view({heads, -1, query.size(1)}), keys.transpose(1, 2)); // [kvHeads, G, count]
             if (m_scaled) dots = dots * view.scale;
             at::Tensor vote = at::softmax(dots, -1).sum(at::IntArrayRef{0, 1}); // [count]
             if (m_kernel > 1) vote = at::max_pool1d(vote.view({1, 1, count}), m_kernel, 1, m_kernel / 2).view({count});
-            last.chosen = top(vote, shares.topK, static_cast<std::int32_t>(begin));
+            last.votes = vote.to(at::kCPU).contiguous();
+            last.chosen = top(last.votes, shares.topK, static_cast<std::int32_t>(begin));
             last.query = query.reshape({-1});
             last.seen = place.seen;
         }
-        std::vector<std::int32_t> out;
+        Attended attended{{}, last.votes, shares.init, {shares.init, static_cast<int>(local)}, ""};
+        if (again) attended.note = "The choice of " + std::to_string(place.seen - last.seen) + " tokens before was used again: the query had hardly changed.";
+        std::vector<std::int32_t>& out = attended.entries;
         for (std::int32_t i = 0; i < shares.init; ++i)
             out.push_back(i);
         const auto localBegin = static_cast<std::int32_t>(total - local);
@@ -71,7 +76,7 @@ public:
             if (i >= shares.init && i < localBegin) out.push_back(i); // shares of a ratio grow with the text
         for (std::int32_t i = localBegin; i < total; ++i)
             out.push_back(i);
-        return out;
+        return attended;
     }
 
 private:
@@ -101,11 +106,10 @@ private:
         return cosine >= m_theta;
     }
 
-    // The `count` highest of vote, ties to the larger position; ascending entry indices.
+    // The `count` highest of vote (on the host), ties to the larger position; ascending entry indices.
     static std::vector<std::int32_t> top(const at::Tensor& vote, int count, std::int32_t begin) {
-        const at::Tensor host = vote.to(at::kCPU).contiguous();
-        const float* v = host.data_ptr<float>();
-        std::vector<std::int32_t> order(static_cast<std::size_t>(host.numel()));
+        const float* v = vote.const_data_ptr<float>();
+        std::vector<std::int32_t> order(static_cast<std::size_t>(vote.numel()));
         for (std::size_t i = 0; i < order.size(); ++i)
             order[i] = static_cast<std::int32_t>(i);
         const auto end = order.begin() + std::min<std::ptrdiff_t>(count, static_cast<std::ptrdiff_t>(order.size()));

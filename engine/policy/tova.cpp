@@ -30,7 +30,7 @@ PolicyEntry tova_policy() {
                     PolicyKind::evict,
                     "Drops the token that the newest query attends to least.",
                     "TOVA, arXiv:2401.06104",
-                    {timingParam("each_step"), ropeParam("original")}};
+                    {granularityParam(), timingParam("each_step"), ropeParam("original")}};
     return {info, [](const PolicyInfo& i, const PolicySpec& spec) -> std::unique_ptr<const Policy> { return std::make_unique<Tova>(i, spec); }};
 }
 

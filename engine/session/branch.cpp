@@ -15,17 +15,19 @@ double millisecondsSince(std::chrono::steady_clock::time_point begin) {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Positions of the entries that a selection leaves out.
+// Positions of the entries that a selection leaves out; with more sets than `entries` has heads, several share one.
 std::vector<Branch::Eviction> leftOut(LayerIndex layer, const CacheLayer& entries, const Selection& selection) {
     std::vector<Branch::Eviction> out;
     const at::Tensor positions = entries.positions.to(at::kCPU).contiguous();
+    const std::size_t group = selection.keep.size() / entries.held.size();
     for (std::size_t h = 0; h < selection.keep.size(); ++h) {
         const std::vector<std::int32_t>& keep = selection.keep[h];
-        if (static_cast<std::int32_t>(keep.size()) == entries.held[h]) continue;
-        const std::int32_t* row = positions.data_ptr<std::int32_t>() + static_cast<std::int64_t>(h) * positions.size(1);
+        const std::int32_t held = entries.held[h / group];
+        if (static_cast<std::int32_t>(keep.size()) == held) continue;
+        const std::int32_t* row = positions.data_ptr<std::int32_t>() + static_cast<std::int64_t>(h / group) * positions.size(1);
         Branch::Eviction& e = out.emplace_back(Branch::Eviction{layer, HeadIndex{static_cast<std::int32_t>(h)}, {}});
         std::size_t next = 0;
-        for (std::int32_t i = 0; i < entries.held[h]; ++i) {
+        for (std::int32_t i = 0; i < held; ++i) {
             if (next < keep.size() && keep[next] == i)
                 ++next;
             else
@@ -66,9 +68,9 @@ Branch::Branch(const Model& model, std::shared_ptr<const Snapshot> snapshot, std
         }
     for (const Position position : m_options.explain)
         for (int l = 0; l < m_cache.layers(); ++l)
-            for (int h = 0; h < model.config().kvHeads; ++h)
+            for (std::size_t h = 0; h < choice.selections.front().keep.size(); ++h)
                 if (position < m_snapshot->length())
-                    m_explanations.push_back(m_snapshot->explain(*m_policy, m_options.quantizer.get(), LayerIndex{l}, HeadIndex{h}, position));
+                    m_explanations.push_back(m_snapshot->explain(*m_policy, m_options.quantizer.get(), LayerIndex{l}, HeadIndex{static_cast<std::int32_t>(h)}, position));
     m_cache = m_snapshot->cache().branch(choice.selections, m_policy->rope(), options.headroom, m_snapshot->inverseFrequencies(), m_options.quantizer);
     if (m_windowed)
         for (int l = 0; l < m_cache.layers(); ++l) {
@@ -109,8 +111,17 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
     if (evict) ++m_steps;
     const Position first = m_seen;
     m_seen += static_cast<Position>(ids.size());
+    if (ids.size() == 1 && rows == LogitRows::last && observesNothing() && DecodeGraph::serves(m_model, m_cache)) {
+        if (stop.stop_requested()) throw Cancelled{};
+        return m_graph.step(m_model, m_cache, ids.front(), first);
+    }
     const at::Tensor logits = m_model.forward(ids, first, m_cache, this, rows, stop);
     return logits.defined() ? logits.to(at::kCPU) : logits;
+}
+
+bool Branch::observesNothing() const {
+    const bool chooses = m_policy->schedule().everySteps > 0 || m_policy->kind() == PolicyKind::attend;
+    return m_options.mapBin == 0 && (!m_evict || (!chooses && !m_needs.decodeSums && !m_needs.decodeRows));
 }
 
 at::Tensor Branch::losses(std::span<const std::unique_ptr<Branch>> branches, std::span<const TokenId> ids, std::span<const TokenId> targets,
@@ -140,7 +151,7 @@ ops::AttentionStats* Branch::wanted(LayerIndex index, KvCache& cache, std::int64
     }
     if (m_options.mapBin > 0) {
         at::Tensor& map = m_maps[static_cast<std::size_t>(index.value)];
-        if (!map.defined()) map = at::zeros({m_model.config().kvHeads, m_options.mapRows, m_options.mapCols}, options);
+        if (!map.defined()) map = at::zeros({m_cache.config().kvHeads, m_options.mapRows, m_options.mapCols}, options);
         m_stats.map = map;
         m_stats.mapRowBegin = m_snapshot->length();
         m_stats.rowBin = m_stats.colBin = m_options.mapBin;
@@ -149,13 +160,54 @@ ops::AttentionStats* Branch::wanted(LayerIndex index, KvCache& cache, std::int64
     return any ? &m_stats : nullptr;
 }
 
+at::Tensor Branch::map(LayerIndex layer) const {
+    const at::Tensor& sums = m_maps[static_cast<std::size_t>(layer.value)];
+    const std::int64_t heads = m_model.config().kvHeads;
+    return !sums.defined() || sums.size(0) == heads ? sums : sums.view({heads, -1, sums.size(1), sums.size(2)}).mean(1);
+}
+
 Place Branch::place(LayerIndex layer, std::int64_t held, std::int64_t fresh) const {
-    return {layer, m_cache.layers(), held, m_seen, fresh, m_options.quantizer.get(), &m_model.config()};
+    return {layer, m_cache.layers(), held, m_seen, fresh, m_snapshot->length(), m_options.quantizer.get(), &m_model.config()};
 }
 
 std::optional<std::vector<std::int32_t>> Branch::attend(const LayerView& view) {
     const Place here = place(view.layer, view.entries.maxHeld(), view.queries.size(1));
-    return m_policy->attend(view, here, m_memories[static_cast<std::size_t>(view.layer.value)].get());
+    std::optional<Attended> attended = m_policy->attend(view, here, m_memories[static_cast<std::size_t>(view.layer.value)].get());
+    if (!attended) return std::nullopt;
+    if (m_evict && !m_options.explain.empty()) explain(view, here, *attended);
+    return std::move(attended->entries);
+}
+
+// The set is one for all heads, and so are the votes.
+void Branch::explain(const LayerView& view, const Place& here, const Attended& attended) {
+    const auto heads = static_cast<std::int64_t>(view.entries.held.size());
+    const std::int64_t behind = here.held - attended.firstVote - attended.votes.size(0);
+    const at::Tensor scores = at::constant_pad_nd(attended.votes, {attended.firstVote, behind}, -std::numeric_limits<double>::infinity()).expand({heads, here.held}).contiguous();
+    const Plan plan{.keep = static_cast<int>(attended.entries.size()), .protect = attended.sure, .window = 0, .notice = {}};
+    const Selection selection{std::vector<std::vector<std::int32_t>>(static_cast<std::size_t>(heads), attended.entries)};
+    const at::Tensor positions = view.entries.positions[0].to(at::kCPU).contiguous(); // nothing is ever dropped
+    const std::int32_t *row = positions.const_data_ptr<std::int32_t>(), *end = row + here.held;
+    for (const Position position : m_options.explain) {
+        const std::int32_t* found = std::lower_bound(row, end, position);
+        if (found == end || *found != position) continue; // still to come
+        const auto index = static_cast<std::int32_t>(found - row);
+        for (std::int32_t h = 0; h < heads; ++h) {
+            Explanation e = explainEntry(scores, view.entries, plan, selection, HeadIndex{h}, index);
+            if (h == 0)
+                e.budgetNeeded = budgetThatKeeps(*m_policy, here, plan, e.kept, static_cast<int>(here.held), [&](const Policy& other, const Plan&) {
+                    const std::unique_ptr<LayerMemory> fresh = other.remember();
+                    const std::optional<Attended> wider = other.attend(view, here, fresh.get());
+                    return !wider || std::binary_search(wider->entries.begin(), wider->entries.end(), index);
+                });
+            else
+                e.budgetNeeded = m_explanations.back().budgetNeeded;
+            e.stored = true;
+            e.layer = view.layer;
+            e.step = Step{static_cast<std::int32_t>(m_steps + 1)};
+            e.note = attended.note.empty() ? "Nothing is dropped: kept means that this step attended to the token." : attended.note;
+            m_explanations.push_back(std::move(e));
+        }
+    }
 }
 
 // The view with the newest lastRows queries instead of this call's alone.
@@ -185,7 +237,7 @@ void Branch::explain(const LayerView& view, const Plan& plan, const Place& here,
             if (!m_memories[static_cast<std::size_t>(view.layer.value)]) { // a memory would be changed by asking
                 const at::Tensor statistic = m_needs.decodeSums ? view.entries.memory.at(Statistic) : at::Tensor();
                 e.budgetNeeded = budgetThatKeeps(*m_policy, here, plan, e.kept, static_cast<int>(here.held), [&](const Policy& other, const Plan& p) {
-                    if (!other.decides(here, p, view.entries.total(), m_model.config().kvHeads)) return true;
+                    if (!other.decides(here, p, view.entries.total(), m_cache.config().kvHeads)) return true;
                     const std::vector<std::int32_t> keep = other.choose(view, here, p, other.score(view, p, statistic), nullptr, nullptr).keep[h];
                     return std::binary_search(keep.begin(), keep.end(), index);
                 });
@@ -212,7 +264,7 @@ void Branch::afterAttention(const LayerView& given, KvCache& cache) {
     if (schedule.everySteps > 0 && m_steps % schedule.everySteps == 0) {
         const Place here = place(view.layer, layer.maxHeld(), given.queries.size(1));
         const Plan plan = m_policy->planFor(here);
-        if (m_policy->decides(here, plan, layer.total(), m_model.config().kvHeads)) {
+        if (m_policy->decides(here, plan, layer.total(), m_cache.config().kvHeads)) {
             const at::Tensor scores = m_policy->score(view, plan, m_needs.decodeSums ? layer.memory.at(Statistic) : at::Tensor());
             const Selection selection = m_policy->choose(view, here, plan, scores, m_memories[static_cast<std::size_t>(view.layer.value)].get(), nullptr);
             explain(view, plan, here, scores, selection);

@@ -1,6 +1,7 @@
 // One lane: a policy acting on its own copy of a prefilled cache. The loop a newcomer reads first is Branch::afterAttention.
 #pragma once
 
+#include "engine/session/decode_graph.h"
 #include "engine/session/snapshot.h"
 
 namespace keepsight {
@@ -46,17 +47,19 @@ public:
     bool keptEverything() const { return m_keptEverything; }
     double selectMilliseconds() const { return m_selectMilliseconds; }       // of the constructor
     double policyMilliseconds() const { return m_policyMilliseconds; }       // of the last feed
-    const at::Tensor& map(LayerIndex layer) const { return m_maps[static_cast<std::size_t>(layer.value)]; } // [kvHeads, rows, cols] sums
+    at::Tensor map(LayerIndex layer) const; // [kvHeads of the model, rows, cols] sums, the mean of the query heads; undefined: none
 
 private:
     ops::AttentionStats* wanted(LayerIndex layer, KvCache& cache, std::int64_t newTokens) override;
     void afterAttention(const LayerView& view, KvCache& cache) override;
     bool choosesEntries() const override { return m_policy->kind() == PolicyKind::attend; }
     std::optional<std::vector<std::int32_t>> attend(const LayerView& view) override;
+    bool observesNothing() const; // a token passes as in a plain forward: no statistic, map or selection
     Place place(LayerIndex layer, std::int64_t held, std::int64_t fresh) const;
     LayerView withWindow(const LayerView& view);
     void passPrompt(std::stop_token stop);
     void explain(const LayerView& view, const Plan& plan, const Place& here, const at::Tensor& scores, const Selection& selection);
+    void explain(const LayerView& view, const Place& here, const Attended& attended);
 
     const Model& m_model;
     std::shared_ptr<const Snapshot> m_snapshot;
@@ -77,6 +80,7 @@ private:
     bool m_windowed = false;
     std::vector<at::Tensor> m_maps;
     ops::AttentionStats m_stats;
+    DecodeGraph m_graph;
 };
 
 } // namespace keepsight

@@ -95,6 +95,8 @@ std::shared_ptr<const Snapshot> Snapshot::prefill(const Model& model, std::span<
     std::shared_ptr<Snapshot> s(new Snapshot(KvCache(model.config(), model.dtype(), model.device(), RopeMode::original)));
     const auto layers = static_cast<std::size_t>(model.config().layers);
     s->m_config = &model.config();
+    s->m_wideConfig = model.config();
+    s->m_wideConfig.kvHeads = s->m_wideConfig.queryHeads;
     s->m_options = options;
     s->m_ids.assign(ids.begin(), ids.end());
     s->m_length = static_cast<std::int64_t>(ids.size());
@@ -110,7 +112,7 @@ std::shared_ptr<const Snapshot> Snapshot::prefill(const Model& model, std::span<
     PrefillObserver observer(*s);
     at::Tensor logits;
     for (std::int64_t done = 0; done < s->m_length;) {
-        const std::int64_t count = std::min(Block, s->m_length - done);
+        const std::int64_t count = std::min(blockOf(model), s->m_length - done);
         const bool last = done + count == s->m_length;
         logits = model.forward(ids.subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(count)), static_cast<Position>(done), s->m_cache, &observer,
                                last ? LogitRows::last : LogitRows::none, stop);
@@ -130,6 +132,14 @@ LayerView Snapshot::view(LayerIndex layer) const {
     return {layer, *m_config, entries, m_queries[i], m_queryPositions, entries.keys, entries.values, 1.0 / std::sqrt(static_cast<double>(m_config->headDim)), {}, m_inverse,
             m_options.queryMoments >= 0 ? &m_moments[i] : nullptr, {}};
 }
+
+Snapshot::Sight::Sight(const Snapshot& s, const Policy& policy, LayerIndex layer)
+    : m_wide(policy.perQueryHead() ? s.m_cache.layer(layer).perQueryHead(s.m_config->groupSize()) : CacheLayer()),
+      view([&]() -> LayerView {
+          const LayerView plain = s.view(layer);
+          if (!policy.perQueryHead()) return plain;
+          return {layer, s.m_wideConfig, m_wide, plain.queries, plain.queryPositions, m_wide.keys, m_wide.values, plain.scale, {}, plain.inverseFrequencies, plain.moments, {}};
+      }()) {}
 
 Place Snapshot::place(LayerIndex layer, const Quantizer* quantizer) const {
     Place place = Place::afterPrompt(m_length, layer, m_cache.layers());
@@ -152,11 +162,11 @@ std::shared_ptr<const Snapshot::Scored> Snapshot::scored(const Policy& policy, c
     }
     if (!serves(policy)) throw EngineError("policy " + policy.spec().id + ": the prefill did not collect the attention statistics it needs");
     const Needs needs = policy.needs(m_length);
-    const LayerView layerView = view(layer);
+    const Sight sight(*this, policy, layer);
     const auto fresh = std::make_shared<Scored>();
     const at::Tensor sums = needs.columnSums ? m_sums.at(needs.sum)[static_cast<std::size_t>(layer.value)] : at::Tensor();
-    fresh->statistic = policy.statistic(layerView, plan, sums);
-    const at::Tensor score = policy.score(layerView, plan, fresh->statistic);
+    fresh->statistic = policy.statistic(sight.view, plan, sums);
+    const at::Tensor score = policy.score(sight.view, plan, fresh->statistic);
     fresh->scores = score.defined() ? score.to(at::kCPU, at::kFloat).contiguous() : score;
     const std::lock_guard lock(m_mutex);
     return m_scored.try_emplace(key, fresh).first->second;
@@ -167,14 +177,15 @@ Snapshot::Choice Snapshot::choose(const Policy& policy, const Quantizer* quantiz
     const bool carries = policy.needs(m_length).decodeSums;
     for (int l = 0; l < m_cache.layers(); ++l) {
         const LayerIndex layer{l};
-        const CacheLayer& entries = m_cache.layer(layer);
+        const Sight sight(*this, policy, layer);
+        const CacheLayer& entries = sight.view.entries;
         const Place here = place(layer, quantizer);
         const Plan plan = policy.planFor(here);
         std::shared_ptr<LayerMemory> memory = policy.remember();
-        const bool chooses = policy.schedule().afterPrefill && !policy.skips(layer) && policy.decides(here, plan, entries.total(), m_config->kvHeads);
+        const bool chooses = policy.schedule().afterPrefill && !policy.skips(layer) && policy.decides(here, plan, entries.total(), sight.view.config.kvHeads);
         // A policy that goes on evicting while decoding carries its statistic from here, even if nothing has to go yet.
         const std::shared_ptr<const Scored> all = chooses || carries ? scored(policy, plan, layer) : nullptr;
-        choice.selections.push_back(chooses ? policy.choose(view(layer), here, plan, all->scores, memory.get(), &choice.notice) : Selection::all(entries.held));
+        choice.selections.push_back(chooses ? policy.choose(sight.view, here, plan, all->scores, memory.get(), &choice.notice) : Selection::all(entries.held));
         choice.statistics.push_back(all ? all->statistic : at::Tensor());
         choice.memories.push_back(std::move(memory));
         if (chooses && !plan.notice.empty()) choice.notice = plan.notice;
@@ -190,11 +201,13 @@ Explanation Snapshot::explain(const Policy& policy, const Quantizer* quantizer, 
     out.layer = layer;
     out.head = head;
     out.step = Step{1};
-    const CacheLayer& entries = m_cache.layer(layer);
+    const Sight sight(*this, policy, layer);
+    const CacheLayer& entries = sight.view.entries;
+    const int heads = sight.view.config.kvHeads;
     const Place here = place(layer, quantizer);
     const Plan plan = policy.planFor(here);
-    if (position < 0 || position >= m_length) return out;
-    if (!policy.schedule().afterPrefill || policy.skips(layer) || !policy.decides(here, plan, entries.total(), m_config->kvHeads)) {
+    if (position < 0 || position >= m_length || head.value < 0 || head.value >= heads) return out;
+    if (!policy.schedule().afterPrefill || policy.skips(layer) || !policy.decides(here, plan, entries.total(), heads)) {
         out.found = out.kept = true;
         out.budget = entries.held[static_cast<std::size_t>(head.value)];
         out.note = "Nothing had to go in this layer after the prefill.";
@@ -204,16 +217,16 @@ Explanation Snapshot::explain(const Policy& policy, const Quantizer* quantizer, 
         const Plan p = with.planFor(here);
         const std::unique_ptr<LayerMemory> memory = with.remember();
         const auto all = scored(with, p, layer);
-        return std::pair(all, with.choose(view(layer), here, p, all->scores, memory.get(), nullptr));
+        return std::pair(all, with.choose(sight.view, here, p, all->scores, memory.get(), nullptr));
     };
     const auto [all, selection] = chosen(policy);
     out = explainEntry(all->scores, entries, plan, selection, head, position); // before any eviction, entry = position
     out.layer = layer;
     out.step = Step{1};
-    policy.amend(out, view(layer), here, plan);
+    policy.amend(out, sight.view, here, plan);
 
     out.budgetNeeded = budgetThatKeeps(policy, here, plan, out.kept, static_cast<int>(m_length), [&](const Policy& other, const Plan& p) {
-        if (!other.decides(here, p, entries.total(), m_config->kvHeads)) return true;
+        if (!other.decides(here, p, entries.total(), heads)) return true;
         const Selection wider = chosen(other).second;
         const std::vector<std::int32_t>& keep = wider.keep[static_cast<std::size_t>(head.value)];
         return std::binary_search(keep.begin(), keep.end(), position);

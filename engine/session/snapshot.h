@@ -34,6 +34,7 @@ at::Tensor outputChange(const LayerView& view, RowSum sum, std::int64_t rows);
 class Snapshot {
 public:
     static constexpr std::int64_t Block = 512; // tokens per forward pass: bounds memory and the time between two looks at the stop token
+    static std::int64_t blockOf(const Model& model) { return model.device().is_cpu() ? Block : 32768; } // a device is only busy with long ones
 
     // Throws Cancelled, EngineError. onTokens(done) after each block.
     static std::shared_ptr<const Snapshot> prefill(const Model& model, std::span<const TokenId> ids, const PrefillOptions& options, std::stop_token stop,
@@ -46,6 +47,18 @@ public:
     std::span<const TokenId> ids() const { return m_ids; }
     double milliseconds() const { return m_milliseconds; }
     LayerView view(LayerIndex layer) const;
+    // The same as `policy` sees it: with granularity=query_head each query head has its KV head's entries for itself.
+    class Sight {
+    public:
+        Sight(const Snapshot& snapshot, const Policy& policy, LayerIndex layer);
+        Sight(const Sight&) = delete;
+
+    private:
+        const CacheLayer m_wide;
+
+    public:
+        const LayerView view;
+    };
     const at::Tensor& map(LayerIndex layer) const { return m_maps[static_cast<std::size_t>(layer.value)]; } // [kvHeads, rows, cols] sums; undefined: none
     const at::Tensor& inverseFrequencies() const { return m_inverse; }
 
@@ -74,6 +87,7 @@ private:
 
     KvCache m_cache;
     const ModelConfig* m_config = nullptr;
+    ModelConfig m_wideConfig;             // with kvHeads = queryHeads
     PrefillOptions m_options;
     std::vector<TokenId> m_ids;
     std::int64_t m_length = 0;

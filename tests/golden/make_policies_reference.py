@@ -211,18 +211,18 @@ class Kvc(Evicting):
         recent = self.counts(PROMPT)[0]
         self.promptRows = range(PROMPT) if self.full else [PROMPT - 1] if suffix == "tova" else range(PROMPT - recent, PROMPT)
 
-    def counts(self, seen):
+    def counts(self, seen):  # ratios are of the prompt, for good
         p = self.params
         ratio = float(p.get("cache_ratio", 0))
         if p.get("fix_recent") == "on":
             recent = int(p["num_recent"])
-            return recent, math.floor(seen * ratio) - recent
+            return recent, math.floor(PROMPT * ratio) - recent
         if ratio:
-            return math.floor(seen * (0.05 * ratio)), math.floor(seen * (0.95 * ratio))
+            return math.floor(PROMPT * (0.05 * ratio)), math.floor(PROMPT * (0.95 * ratio))
         if "num_recent" in p:
             return int(p["num_recent"]), int(p["num_heavy"])
         if "recent_ratio" in p:
-            return math.floor(seen * float(p["recent_ratio"])), math.floor(seen * float(p["heavy_ratio"]))
+            return math.floor(PROMPT * float(p["recent_ratio"])), math.floor(PROMPT * float(p["heavy_ratio"]))
         b = budget(self.case, seen)
         return max(1, b * 5 // 100), b - max(1, b * 5 // 100)
 
@@ -358,6 +358,7 @@ def cases():
     yield {"policy": "kvcK:agg=max,cache_ratio=0.2,decode_evict=off", "ratio": 0.0}
     yield {"policy": "kvcV:cache_ratio=0.1,decode_evict=off,fix_recent=on,num_recent=16", "ratio": 0.0}
     yield {"policy": "kvcVK+maxpool:heavy_ratio=0.1,recent_ratio=0.05", "ratio": 0.0}
+    yield {"policy": "kvcVK:cache_ratio=0.23", "ratio": 0.0}
 
 
 def main():

@@ -66,7 +66,7 @@ public:
             const LayerView all = view(l, 0);
             const at::Tensor sums = m_needs.columnSums ? summed(all) : at::Tensor();
             const LayerView last = view(l, m_seen - m_needs.lastRows);
-            const Place here{LayerIndex{l}, m_shape.layers, layer.entries.maxHeld(), m_seen, m_seen};
+            const Place here{LayerIndex{l}, m_shape.layers, layer.entries.maxHeld(), m_seen, m_seen, m_shape.prompt};
             const Plan plan = m_policy->planFor(here);
             layer.statistic = m_policy->statistic(last, plan, sums);
             if (m_policy->schedule().afterPrefill) choose(l, last, here, plan);
@@ -83,7 +83,7 @@ public:
             if (m_needs.decodeSums) layer.statistic = layer.statistic + summed(now);
             const int every = m_policy->schedule().everySteps;
             if (every == 0 || m_steps % every != 0) continue;
-            const Place here{LayerIndex{l}, m_shape.layers, layer.entries.maxHeld(), m_seen, 1};
+            const Place here{LayerIndex{l}, m_shape.layers, layer.entries.maxHeld(), m_seen, 1, m_shape.prompt};
             choose(l, now, here, m_policy->planFor(here));
         }
     }

@@ -44,6 +44,19 @@ public:
             matrix(p + "mlp.down_proj.weight", {c.hidden, c.feedForward}, 0.2f * gain);
         }
     }
+    // The same model written with a copy of its KV head for every query head.
+    void copyKvHeads() {
+        const std::int64_t group = m_config.groupSize(), block = static_cast<std::int64_t>(m_config.headDim) * m_config.hidden;
+        for (int l = 0; l < m_config.layers; ++l)
+            for (const char* which : {"k_proj", "v_proj"}) {
+                const std::string name = "model.layers." + std::to_string(l) + ".self_attn." + which + ".weight";
+                const float* rows = reinterpret_cast<const float*>(m_tensors.at(name).bytes.data());
+                std::vector<float> copies;
+                for (std::int64_t h = 0; h < m_config.queryHeads; ++h) copies.insert(copies.end(), rows + h / group * block, rows + (h / group + 1) * block);
+                add(name, {static_cast<std::int64_t>(m_config.queryHeads) * m_config.headDim, m_config.hidden}, std::move(copies));
+            }
+        m_config.kvHeads = m_config.queryHeads;
+    }
     const ModelConfig& config() const override { return m_config; }
     const TokenizerSource& tokenizer() const override { return m_tokenizer; }
     const std::string& format() const override { return m_format; }

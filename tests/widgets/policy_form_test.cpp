@@ -36,6 +36,7 @@ std::vector<PolicyInfo> longRegistry() {
     all.params = {{"kernel", ParamInfo::Type::integer, "5", 1, 255, {}, "tokens", "Width, odd.", true},
                   {"layers", ParamInfo::Type::reals, "", 0, 0.999, {}, "removed", "Shares by layer."},
                   {"text", ParamInfo::Type::file, "", 0, 0, {}, "", "A text."},
+                  {"with", ParamInfo::Type::settings, "", 0, 0, {}, "", "Another's parameters."},
                   timing(), sinks(), {"pool", ParamInfo::Type::choice, "avg", 0, 0, {"avg", "max"}, "", "How votes are pooled."}};
     out.push_back(all);
     for (int i = 0; i < 12; ++i)

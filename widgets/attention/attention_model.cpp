@@ -13,12 +13,7 @@ AttentionModel::AttentionModel(std::shared_ptr<const Trace> trace, LaneIndex lan
     const Lane* lane = laneIndex.value >= 0 && laneIndex.value < static_cast<int>(trace->lanes.size())
                            ? &trace->lanes[static_cast<std::size_t>(laneIndex.value)]
                            : nullptr;
-    const int group = std::max(1, trace->model.config.groupSize());
-    const HeadIndex kvHead{perQueryHead ? head.value / group : head.value};
-    if (lane && layer.value >= 0 && layer.value < lane->retention.layers() && kvHead.value >= 0 && kvHead.value < lane->retention.heads()) {
-        const auto evicted = lane->retention.evictedAt(layer, kvHead);
-        m_evictedAt.assign(evicted.begin(), evicted.end());
-    }
+    if (lane) m_evictedAt = evictedFor(*trace, laneIndex, layer, head, perQueryHead);
     const Position all = std::numeric_limits<Position>::max();
     add(trace->map(SharedLane, layer, head, perQueryHead), nullptr, all, cropped);
     if (lane)

@@ -57,17 +57,19 @@ void AttentionView::retranslate() {
 }
 
 void AttentionView::fillHeads() {
-    const int group = trace() ? std::max(1, trace()->model.config.groupSize()) : 0, first = focus().head.value * group;
+    const int group = trace() ? std::max(1, trace()->model.config.groupSize()) : 0, first = kvHead().value * group;
     if (first == m_firstQueryHead && m_heads->count() == group + 1) return;
     const QSignalBlocker quiet(m_heads);
     const int chosen = std::clamp(m_heads->currentIndex(), 0, group); // stays with the same member of the group
     m_firstQueryHead = first;
     m_heads->clear();
-    m_heads->addItem(tr("KV head %1, mean").arg(focus().head.value));
+    m_heads->addItem(tr("KV head %1, mean").arg(kvHead().value));
     for (int i = 0; i < group; ++i)
         m_heads->addItem(tr("Query head %1").arg(first + i));
     m_heads->setCurrentIndex(chosen);
 }
+
+HeadIndex AttentionView::kvHead() const { return trace() ? kvHeadOf(*trace(), focus().lane, focus().head) : focus().head; }
 
 std::optional<HeadIndex> AttentionView::queryHead() const {
     if (m_heads->currentIndex() <= 0) return std::nullopt;
@@ -78,7 +80,7 @@ void AttentionView::refresh() {
     fillHeads();
     const Focus f = focus();
     const auto query = queryHead();
-    m_model = AttentionModel(trace(), f.lane, f.layer, query.value_or(f.head), query.has_value(), f.step);
+    m_model = AttentionModel(trace(), f.lane, f.layer, query.value_or(kvHead()), query.has_value(), f.step);
     const bool logarithmic = m_logarithmic->isChecked();
     if (!m_locked->isChecked()) {
         m_scale = m_model.scale(logarithmic);
@@ -126,7 +128,7 @@ QString AttentionView::emptyText() const {
 std::unique_ptr<Figure> AttentionView::figure() const {
     if (!trace() || m_model.empty()) return {};
     const auto query = queryHead();
-    return attentionFigure(trace(), {focus().lane, focus().step, focus().layer, query.value_or(focus().head), query.has_value()}, m_scale);
+    return attentionFigure(trace(), {focus().lane, focus().step, focus().layer, query.value_or(kvHead()), query.has_value()}, m_scale);
 }
 
 void AttentionView::rebuild(QPainter& painter, const QSizeF& size) {
@@ -140,7 +142,7 @@ void AttentionView::rebuild(QPainter& painter, const QSizeF& size) {
     const Focus f = focus();
     const auto query = queryHead();
     const QString head = query ? tr("Layer %1, query head %2").arg(f.layer.value).arg(query->value)
-                               : tr("Layer %1, KV head %2").arg(f.layer.value).arg(f.head.value);
+                               : tr("Layer %1, KV head %2").arg(f.layer.value).arg(kvHead().value);
     QString lane;
     if (!trace()->lanes.empty()) lane = laneTitle(trace()->lanes[static_cast<std::size_t>(f.lane.value)]);
     paintText(painter, QRectF(m_plot.left(), 0, m_plot.width(), title), Qt::AlignLeft | Qt::AlignVCenter,

@@ -45,6 +45,7 @@ private:
     void retranslate();
     void requestFullResolution();
     std::optional<QPointF> positionAt(const QPointF& point) const; // key, query
+    HeadIndex kvHead() const;                                      // whose keys the focused head reads
     std::optional<HeadIndex> queryHead() const;                    // nullopt: mean of the KV head
 
     AttentionModel m_model;

@@ -12,7 +12,7 @@ struct Focus {
     LaneIndex lane{0};
     Step step{0};
     LayerIndex layer{0};
-    HeadIndex head{0};        // KV head
+    HeadIndex head{0};        // of those that the lane stores entries for: KV heads, or query heads with granularity=query_head
     Position position = -1;   // token; −1: none
     friend bool operator==(const Focus&, const Focus&) = default;
 };

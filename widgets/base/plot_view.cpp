@@ -218,7 +218,7 @@ Focus clampFocus(Focus focus, const Trace* trace) {
         trace->lanes.empty() ? 0 : static_cast<int>(trace->lanes[static_cast<std::size_t>(focus.lane.value)].steps.size()) - 1;
     focus.step = Step{std::clamp(focus.step.value, 0, std::max(0, lastStep))};
     focus.layer = LayerIndex{clamp(focus.layer.value, static_cast<std::size_t>(std::max(0, trace->model.config.layers)))};
-    focus.head = HeadIndex{clamp(focus.head.value, static_cast<std::size_t>(std::max(0, trace->model.config.kvHeads)))};
+    focus.head = HeadIndex{clamp(focus.head.value, static_cast<std::size_t>(std::max(0, storedHeads(*trace, focus.lane))))};
     if (focus.position < 0 || (!trace->lanes.empty() && !trace->tokenAt(focus.lane, focus.position))) focus.position = -1;
     return focus;
 }

@@ -157,6 +157,20 @@ void makeReals(ParamEditor& editor, QObject* context, const std::function<void()
     editor.row = editor.field = line;
 }
 
+void makeSettings(ParamEditor& editor, QObject* context, const std::function<void()>& edited) {
+    auto* line = new QLineEdit;
+    line->setPlaceholderText(Tr::tr("name=value;…"));
+    line->setClearButtonEnabled(true);
+    line->setValidator(new QRegularExpressionValidator(QRegularExpression(QStringLiteral("[^,\\s]*")), line)); // a comma would end it on the command line
+    editor.value = [line] { return line->text().toStdString(); };
+    editor.show = [line](const std::string& text) { line->setText(QString::fromStdString(text)); };
+    QObject::connect(line, &QLineEdit::editingFinished, context, edited);
+    QObject::connect(line, &QLineEdit::textChanged, context, [line, edited](const QString& text) { // the clear button
+        if (text.isEmpty() && line->hasFocus()) edited();
+    });
+    editor.row = editor.field = line;
+}
+
 void makeFile(ParamEditor& editor, QObject* context, const std::function<void()>& edited) {
     const QString name = QString::fromStdString(editor.param.name);
     auto* line = new QLineEdit;
@@ -261,7 +275,8 @@ std::string usableText(const ParamInfo& param, const std::string& text) {
     }
     case ParamInfo::Type::choice: return isChoice(param, given) ? text : param.initial;
     case ParamInfo::Type::reals: return isList(param, given) ? text : param.initial;
-    case ParamInfo::Type::file: return text;
+    case ParamInfo::Type::file:
+    case ParamInfo::Type::settings: return text;
     }
     return text;
 }
@@ -270,7 +285,8 @@ QString paramHelp(const ParamInfo& param) {
     QString text = QString::fromStdString(param.help);
     if (!text.isEmpty()) text += QLatin1Char('\n');
     text += param.initial.empty() ? Tr::tr("Default: none") : Tr::tr("Default: %1").arg(QString::fromStdString(param.initial)) + unitSuffix(param);
-    if (param.type != ParamInfo::Type::choice && param.type != ParamInfo::Type::file && ranged(param))
+    const bool number = param.type == ParamInfo::Type::integer || param.type == ParamInfo::Type::real || param.type == ParamInfo::Type::reals;
+    if (number && ranged(param))
         text += QLatin1Char('\n') + Tr::tr("Range: %1 to %2").arg(QLocale().toString(param.low, 'g', 9), QLocale().toString(param.high, 'g', 9));
     return text;
 }
@@ -283,6 +299,7 @@ ParamEditor makeParamEditor(const ParamInfo& param, QObject* context, std::funct
     case ParamInfo::Type::real: makeReal(editor, context, edited); break;
     case ParamInfo::Type::reals: makeReals(editor, context, edited); break;
     case ParamInfo::Type::file: makeFile(editor, context, edited); break;
+    case ParamInfo::Type::settings: makeSettings(editor, context, edited); break;
     case ParamInfo::Type::choice: makeChoice(editor, context, edited); break;
     }
     const QString name = QString::fromStdString(param.name);

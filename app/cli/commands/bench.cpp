@@ -8,12 +8,15 @@ RunCommand addBench(CLI::App& app) {
         LaneOptions lanes;
         OutputOptions output;
         BenchSpec bench;
+        std::string shape;
     };
     const auto options = std::make_shared<Options>();
     options->model.add(app);
     options->lanes.add(app);
     options->output.add(app);
     addBenchOptions(app, options->bench);
+    app.add_option("--random-weights", options->shape, "A model of that shape with made-up weights, in place of --model: llama-3-8b, llama-3.2-1b or qwen2-7b")
+        ->excludes(app.get_option("--model"));
     return [options](const Shell& shell) {
         JobRequest request;
         request.job.kind = RunKind::bench;
@@ -21,6 +24,7 @@ RunCommand addBench(CLI::App& app) {
         request.job.trace.attentionBins = 0;
         request.plan = options->lanes.plan();
         request.model = options->model;
+        if (!options->shape.empty()) request.model.path = "random:" + options->shape;
         request.output = options->output;
         request.columns = {"policy",    "params", "quant",   "compression_ratio", "budget",     "ctx",      "new",
                            "prefill_s", "ttft_s", "tpot_ms", "tpot_iqr_ms",       "throughput", "kv_bytes", "kv_bytes_peak"};

@@ -14,10 +14,12 @@ const char* typeName(ParamInfo::Type type) {
     case ParamInfo::Type::choice: return "choice";
     case ParamInfo::Type::reals: return "reals";
     case ParamInfo::Type::file: return "file";
+    case ParamInfo::Type::settings: return "settings";
     }
     return "";
 }
 
+bool isText(const ParamInfo& p) { return p.type == ParamInfo::Type::choice || p.type == ParamInfo::Type::file || p.type == ParamInfo::Type::settings; }
 bool isNumber(const ParamInfo& p) { return p.type == ParamInfo::Type::integer || p.type == ParamInfo::Type::real; }
 
 OrderedJson parameterToJson(const ParamInfo& p) {
@@ -25,7 +27,7 @@ OrderedJson parameterToJson(const ParamInfo& p) {
     if (isNumber(p))
         if (auto number = OrderedJson::parse(p.initial, nullptr, false); number.is_number()) initial = std::move(number);
     const auto bound = [&](double v) {
-        if (p.type == ParamInfo::Type::choice || p.type == ParamInfo::Type::file) return OrderedJson();
+        if (isText(p)) return OrderedJson();
         return p.type == ParamInfo::Type::integer ? OrderedJson(static_cast<std::int64_t>(v)) : OrderedJson(v);
     };
     OrderedJson out = {{"name", p.name}, {"type", typeName(p.type)}, {"default", initial}, {"low", bound(p.low)}, {"high", bound(p.high)}};
@@ -68,6 +70,7 @@ OrderedJson quantizersToJson() {
 
 std::string rangeText(const ParamInfo& p) {
     if (p.type == ParamInfo::Type::file) return "a file";
+    if (p.type == ParamInfo::Type::settings) return "name=value;…";
     std::string out;
     for (const std::string& choice : p.choices)
         out += (out.empty() ? "" : "|") + choice;

@@ -100,6 +100,16 @@ private Q_SLOTS:
         for (const char* spec : {"compose:first=full", "compose:first=compose", "compose:second=h2o", "compose:second=pyramidkv", "compose:first=tokenselect", "compose:first=tskip"})
             QVERIFY_EXCEPTION_THROWN(parsePolicySpec(spec), UsageError);
     }
+    void nestedPoliciesTakeTheirParameters() {
+        const LayerFixture f = fixture();
+        QCOMPARE(f.selection(*policyOf("compose:share=1,first_with=keep=high", Budget::kept(90))).keep, f.selection(*policyOf("knorm:keep=high", Budget::kept(90))).keep);
+        QCOMPARE(f.selection(*policyOf("compose:share=0,order=text,second_with=window=16;kernel=7", Budget::kept(90))).keep,
+                 f.selection(*policyOf("snapkv:window=16,kernel=7", Budget::kept(90))).keep);
+        QCOMPARE(policyOf("compose:second_with=window=16", Budget::removed(0.5))->needs(500).lastRows, 16);
+        for (const char* spec : {"compose:first_with=windw=3", "compose:second_with=kernel=4", "compose:first_with=timing=each_step", "compose:second_with=granularity=query_head",
+                                 "compose:first_with=layers=0.2/0.8", "compose:first=kvcV,first_with=num_heavy=3", "compose:first_with=rope=cache_relative", "compose:first_with=high"})
+            QVERIFY_EXCEPTION_THROWN(makePolicy(parsePolicySpec(spec)), UsageError);
+    }
     void runsWhileDecoding() {
         const auto model = tinyModel();
         for (const char* spec : {"compose:timing=each_step", "compose:first=h2o,second=tova,timing=each_step", "compose:first=random,second=expected_attention,timing=every:4"}) {

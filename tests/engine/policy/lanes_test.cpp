@@ -60,7 +60,8 @@ class LanesTest : public QObject {
                     QTest::newRow(qPrintable(QString("%1, %2").arg(entry.info.id.c_str(), quant)))
                         << QString::fromStdString(entry.info.id) << QString(quant);
         for (const char* text : {"snapkv:window=8,heads=ada", "h2o:heads=ada", "knorm:timing=each_step,heads=ada",
-                                 "knorm:rope=cache_relative,timing=each_step"})
+                                 "knorm:rope=cache_relative,timing=each_step", "snapkv:window=8,granularity=query_head",
+                                 "h2o:granularity=query_head"})
             for (const char* quant : Quantizers)
                 QTest::newRow(qPrintable(QString("%1, %2").arg(text, quant))) << QString(text) << QString(quant);
     }
@@ -106,7 +107,7 @@ private Q_SLOTS:
         std::vector<at::Tensor> last;
         for (int round = 0; round < 2; ++round) {
             const auto b = branch(p, quant.toStdString());
-            const ModelConfig& c = m_model->config();
+            const ModelConfig& c = b->cache().config();
             Retention retention(c.layers, c.kvHeads);
             retention.append(Step{0}, Prompt);
             const auto record = [&](Step step) {

@@ -20,7 +20,7 @@ std::vector<std::int32_t> attended(const Policy& policy, const LayerFixture& f, 
     Place place = f.place();
     place.fresh = f.queries.size(1);
     if (seen) place.seen = seen;
-    return policy.attend(f.view(), place, memory).value_or(std::vector<std::int32_t>{});
+    return policy.attend(f.view(), place, memory).value_or(Attended{}).entries;
 }
 
 } // namespace
@@ -98,6 +98,42 @@ private Q_SLOTS:
         const auto anew = attended(*never, other, fresh.get(), 201);
         QVERIFY(anew != chosen);
         QCOMPARE(attended(*always, other, memory.get(), 200 + 16), anew); // after `local` tokens the choice is made anew in any case
+    }
+
+    void explainsWhatAStepAttendedTo() {
+        const auto model = tinyModel();
+        const auto policy = policyOf("tokenselect:init=4,top_k=20,local=16,theta=2", {});
+        const std::vector<Position> asked = {1, 30, 95, 96, 300};
+        Branch branch(*model, prefillFor(*model, tinyIds(96), policy), policy, {.headroom = 4, .explain = asked});
+        branch.takeExplanations(); // nothing is chosen after the prefill
+        const TokenId next = 5;
+        branch.feed(std::span(&next, 1), LogitRows::last, true, {});
+        const std::vector<Explanation> why = branch.takeExplanations();
+        QCOMPARE(static_cast<int>(why.size()), 2 * 2 * 4); // layers × heads × positions that are there
+        int kept = 0;
+        for (const Explanation& e : why) {
+            QVERIFY(e.found && e.stored);
+            QCOMPARE(e.step, Step{2});
+            QCOMPARE(e.budget, 4 + 20 + 16);
+            if (e.position == 1) QCOMPARE(e.protectedBy, std::string("sink"));
+            if (e.position >= 95) QCOMPARE(e.protectedBy, std::string("recent"));
+            if (e.position != 30) continue;
+            QCOMPARE(e.candidates, 97 - 4 - 16);
+            QCOMPARE(e.slots, 20);
+            QCOMPARE(e.kept, e.rank <= 20);
+            QVERIFY(e.kept == (e.score >= e.cutoff) && e.lastKept >= 4 && e.lastKept < 97 - 16);
+            kept += e.kept;
+        }
+        QVERIFY(kept % 2 == 0); // one set for both heads of a layer
+        // What a budget would have changed, where the budget decides.
+        const auto budgeted = policyOf("tokenselect:theta=2", Budget::kept(40));
+        Branch other(*model, prefillFor(*model, tinyIds(96), budgeted), budgeted, {.headroom = 4, .explain = {30}});
+        other.takeExplanations();
+        other.feed(std::span(&next, 1), LogitRows::last, true, {});
+        for (const Explanation& e : other.takeExplanations()) {
+            QVERIFY(e.budgetNeeded > 0 && e.budgetNeeded <= 97);
+            QCOMPARE(e.budgetNeeded <= 40, e.kept);
+        }
     }
 
     void readsThePromptBySelection() {

@@ -1,0 +1,128 @@
+// The plain passes of a device (matvec, rope_append, causal_attention, and decoding as a recorded graph) against the CPU and against the same
+// pass step by step. Needs no Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
+#include "kernels/bind/ops.h"
+#include "tests/support/tiny_model.h"
+
+#include <ATen/ATen.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/InferenceMode.h>
+#include <cstdio>
+
+using namespace keepsight;
+using namespace keepsight::testing;
+
+namespace {
+
+int failures = 0, checks = 0;
+
+void expect(bool good, const std::string& what) {
+    ++checks;
+    if (good) return;
+    ++failures;
+    std::printf("FAIL %s\n", what.c_str());
+}
+
+void expectClose(const std::string& what, const at::Tensor& found, const at::Tensor& expected, double tolerance) {
+    const at::Tensor a = found.to(at::kCPU, at::kFloat), b = expected.to(at::kCPU, at::kFloat);
+    const double error = a.sizes() == b.sizes() ? (a - b).abs().max().item<double>() : INFINITY, scale = std::max(1.0, b.abs().max().item<double>());
+    expect(error <= tolerance * scale, what + ": max error " + std::to_string(error) + " at scale " + std::to_string(scale));
+}
+
+at::Tensor gpu(const at::Tensor& t) { return t.to(at::kCUDA); }
+double toleranceOf(at::ScalarType type) { return type == at::kFloat ? 2e-5 : 2e-2; }
+
+void checkMatvec(at::ScalarType type, int rows, int width) {
+    const at::Tensor x = at::randn({1, width}).to(type), weight = (at::randn({rows, width}) / std::sqrt(width)).to(type), bias = at::randn({rows}).to(type),
+                     norm = at::rand({width}) + 0.5;
+    const at::Tensor residual = at::randn({1, rows}).to(type);
+    for (const bool gated : {false, true})
+        for (const bool all : {false, true}) {
+            if (gated && rows % 2) continue;
+            ops::MatvecOptions own{.eps = 1e-5, .gated = gated}, device = own;
+            const std::int64_t outputs = gated ? rows / 2 : rows;
+            if (all) own.bias = bias, own.norm = norm, own.residual = residual.narrow(1, 0, outputs);
+            if (all) device.bias = gpu(bias), device.norm = gpu(norm), device.residual = gpu(residual.narrow(1, 0, outputs).contiguous());
+            // The CPU has no fp16: its reference is fp32 from the same rounded values.
+            const at::ScalarType reference = type == at::kHalf ? at::kFloat : type;
+            if (own.bias) own.bias = own.bias->to(reference), own.residual = own.residual->to(reference);
+            const std::string name = "matvec " + std::string(c10::toString(type)) + " " + std::to_string(rows) + " x " + std::to_string(width) + (gated ? " gated" : "") + (all ? " all" : "");
+            const at::Tensor y = ops::matvec(gpu(x), gpu(weight), device);
+            expectClose(name, y, ops::matvec(x.to(reference), weight.to(reference), own), toleranceOf(type));
+            expect(at::equal(y, ops::matvec(gpu(x), gpu(weight), device)), name + ": two runs differ");
+        }
+}
+
+void checkRopeAppend(at::ScalarType type, int kvHeads, int group, int dim) {
+    const std::int64_t capacity = 40, heads = kvHeads * (group + 2);
+    const at::ScalarType reference = type == at::kHalf ? at::kFloat : type;
+    const at::Tensor qkv = at::randn({1, heads * dim}).to(type), position = at::full({1}, 777, at::kInt), inverse = at::pow(at::Scalar(10000.0), -at::arange(0, dim, 2, at::kFloat) / dim);
+    at::Tensor keys = at::randn({kvHeads, capacity, dim}).to(type), values = keys.clone(), positions = at::zeros({kvHeads, capacity}, at::kInt);
+    at::Tensor lengths = at::arange(kvHeads, at::kInt) * 5, k = gpu(keys), v = gpu(values), p = gpu(positions), n = gpu(lengths);
+    at::Tensor hostKeys = keys.to(reference), hostValues = values.to(reference);
+    const at::Tensor q = ops::rope_append(gpu(qkv), gpu(position), gpu(inverse), k, v, p, n);
+    const at::Tensor expected = ops::rope_append(qkv.to(reference), position, inverse, hostKeys, hostValues, positions, lengths);
+    const std::string name = "rope_append " + std::string(c10::toString(type)) + " heads " + std::to_string(kvHeads) + "×" + std::to_string(group) + " dim " + std::to_string(dim);
+    const double tolerance = type == at::kFloat ? 2e-4 : 2e-2;
+    expectClose(name + " queries", q, expected, tolerance);
+    expectClose(name + " keys", k, hostKeys, tolerance);
+    expectClose(name + " values", v, hostValues, 0);
+    expectClose(name + " positions", p, positions, 0);
+    expectClose(name + " lengths", n, lengths, 0);
+}
+
+void checkCausal(at::ScalarType type, int kvHeads, int group, int dim, int count, int held) {
+    const at::ScalarType reference = type == at::kHalf ? at::kFloat : type;
+    const at::Tensor q = at::randn({kvHeads * group, count, dim}).to(type), k = at::randn({kvHeads, held + 5, dim}).to(type), v = at::randn({kvHeads, held + 5, dim}).to(type);
+    const std::string name = "causal_attention " + std::string(c10::toString(type)) + " heads " + std::to_string(kvHeads) + "×" + std::to_string(group) + " dim " + std::to_string(dim) +
+                             " " + std::to_string(count) + " of " + std::to_string(held);
+    expectClose(name, ops::causal_attention(gpu(q), gpu(k), gpu(v), held, 0.1), ops::causal_attention(q.to(reference), k.to(reference), v.to(reference), held, 0.1), toleranceOf(type));
+}
+
+// A lane that collects maps runs operator by operator, one that does not as a graph.
+void checkGraph(const std::string& policyText, bool grows) {
+    const auto weights = std::make_shared<TinyWeights>(3, 4, 2, 64);
+    const std::unique_ptr<Model> model = Model::make(weights, at::kBFloat16, at::Device(at::kCUDA, 0));
+    const auto policy = policyOf(policyText, Budget::kept(40));
+    const std::vector<TokenId> ids = tinyIds(100);
+    const auto snapshot = prefillFor(*model, ids, policy);
+    BranchOptions plain{.headroom = grows ? 0 : 400}, observed = plain;
+    observed.mapBin = 16, observed.mapRows = 32, observed.mapCols = 32;
+    Branch graph(*model, snapshot, policy, plain), eager(*model, snapshot, policy, observed);
+    double worst = 0, scale = 0;
+    for (const TokenId id : tinyIds(200, 3)) {
+        const at::Tensor a = graph.feed(std::span(&id, 1), LogitRows::last, true, {}).reshape({-1}), b = eager.feed(std::span(&id, 1), LogitRows::last, true, {}).reshape({-1});
+        worst = std::max(worst, (a - b).abs().max().item<double>());
+        scale = std::max(scale, b.abs().max().item<double>());
+    }
+    expect(worst <= 0.05 * scale, "graph of " + policyText + ": max error " + std::to_string(worst) + " at scale " + std::to_string(scale));
+    for (int l = 0; l < 3; ++l) {
+        const CacheLayer &a = graph.cache().layer(LayerIndex{l}), &b = eager.cache().layer(LayerIndex{l});
+        expect(a.held == b.held && at::equal(a.lengths, b.lengths), "graph of " + policyText + ": lengths differ");
+        for (std::size_t h = 0; h < a.held.size(); ++h) {
+            const auto row = [&](const CacheLayer& c) { return c.positions[static_cast<std::int64_t>(h)].narrow(0, 0, c.held[h]); };
+            expect(at::equal(row(a), row(b)), "graph of " + policyText + ": positions differ");
+        }
+    }
+}
+
+} // namespace
+
+int main() {
+    const c10::InferenceMode guard;
+    std::string why;
+    if (!ops::loadCuda(&why) || !at::hasCUDA() || at::detail::getCUDAHooks().getNumGPUs() == 0) {
+        std::printf("skipped: %s\n", why.empty() ? "the driver shows no device" : why.c_str());
+        return 77;
+    }
+    at::manual_seed(1);
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        for (const auto& [rows, width] : {std::pair(1, 8), {2, 64}, {7, 576}, {30, 1000}, {33, 12}, {960, 576}, {6144, 4096}, {4096, 14336}}) checkMatvec(type, rows, width);
+        for (const int dim : {64, 80, 96, 128, 256}) checkRopeAppend(type, 3, 3, dim), checkRopeAppend(type, 1, 8, dim);
+        for (const int dim : {64, 80, 128})
+            for (const auto& [count, held] : {std::pair(2, 2), {33, 33}, {33, 34}, {130, 500}, {1, 70}}) checkCausal(type, 2, 4, dim, count, held), checkCausal(type, 3, 1, dim, count, held);
+    }
+    for (const char* policy : {"full", "snapkv:window=8", "snapkv:window=8,heads=ada", "streaming_llm:rope=original,timing=prefill_end"})
+        for (const bool grows : {false, true}) checkGraph(policy, grows);
+    std::printf("%d checks, %d failed\n", checks, failures);
+    return failures ? 1 : 0;
+}
