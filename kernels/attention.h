@@ -28,4 +28,11 @@ struct AttentionArgs {
     std::int64_t mapHeads = 0, mapRows = 0, mapColumns = 0, mapRowBegin = 0, rowBin = 1, columnBin = 1;
 };
 
+// Of one query: how much its output would change without each entry; `attention` without out and statistics.
+struct OutputChangeArgs {
+    AttentionArgs attention;
+    int kind = 0;            // as ops::OutputChange
+    float* change = nullptr; // [queryHeads, capacity], overwritten; 0 where not visible
+};
+
 } // namespace keepsight

@@ -16,6 +16,7 @@ struct CpuKernels {
     void (*linear)(const LinearArgs&);
     void (*dequantize)(const DequantizeArgs&);
     void (*attention)(const AttentionArgs&);
+    void (*outputChangeOne)(const OutputChangeArgs&);
     void (*rmsNorm)(const RmsNormArgs&);
     void (*siluMul)(const SiluMulArgs&);
     void (*rope)(const RopeArgs&);

@@ -1,4 +1,4 @@
-// What a decoded token (one row) can do in fewer passes; see kernels/bind/ops.h for the meaning.
+// What a decoded token (one row) can do in fewer passes, and what a prompt's attention sums up to; see kernels/bind/ops.h for the meaning.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +30,19 @@ struct RopeAppendArgs {
     const std::int32_t* position = nullptr;    // [1]
     const float* inverseFrequencies = nullptr; // [dim / 2]
     std::int64_t queryHeads = 0, kvHeads = 0, dim = 0;
+};
+
+// Sums of a prompt's attention weights exp(scale · q·k − logSumExp), query i at position held − queries + i seeing the keys up to it.
+struct AttentionSumsArgs {
+    const void *q = nullptr, *k = nullptr; // strides in elements, rows of dim dense
+    std::int64_t qHead = 0, qRow = 0, kHead = 0, kRow = 0;
+    const float* logSumExp = nullptr; // [queryHeads, queries]
+    std::int64_t queryHeads = 0, kvHeads = 0, queries = 0, held = 0, dim = 0;
+    float scale = 1;
+    float* columnSum = nullptr; // [queryHeads, columnSumHead ≥ held], +=; null: not wanted
+    std::int64_t columnSumHead = 0;
+    unsigned long long* map = nullptr; // [mapHeads, mapRows, mapColumns] in mapUnit(), +=, the mean of the query heads of a map head; null: not wanted
+    std::int64_t mapHeads = 0, mapRows = 0, mapColumns = 0, mapRowBegin = 0, rowBin = 1, columnBin = 1;
 };
 
 } // namespace keepsight

@@ -152,6 +152,7 @@ void KvCache::countReplayed(std::int64_t tokens) {
 void KvCache::compact(LayerIndex index, const Selection& selection) {
     CacheLayer& l = layer(index);
     ++m_layout;
+    m_whole = false;
     const IndexTensors kept = indexTensors(selection, m_device);
     const std::int64_t tight = roundedCapacity(kept.longest + CapacityStep);
     if (m_quantizer) {
@@ -231,6 +232,7 @@ KvCache KvCache::branch(const std::vector<Selection>& selections, RopeMode rope,
             to.values = std::move(values);
         }
     }
+    out.m_whole = false; // as far as is known here
     out.m_peak = out.stats().allocatedBytes;
     return out;
 }

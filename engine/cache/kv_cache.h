@@ -48,6 +48,7 @@ public:
     at::Tensor ropeAppend(LayerIndex layer, const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies);
     bool fusesAppend(LayerIndex layer) const { return !m_quantizer && !plainKeys() && this->layer(layer).memory.empty(); }
     void countReplayed(std::int64_t tokens);                    // a recorded pass appended that many to every layer: only the device knows so far
+    bool whole() const { return m_whole; }                      // nothing was ever dropped: entries lie at their position
     std::uint64_t layout() const { return m_layout; }           // changes whenever a tensor of a layer is replaced, so that recorded passes are void
     void compact(LayerIndex layer, const Selection& selection); // ragged results allowed; frees memory if a quarter or more is unused
     void settle(LayerIndex layer);                              // after attention: a quantizer packs what it may
@@ -82,6 +83,7 @@ private:
     std::vector<CacheLayer> m_layers;
     mutable std::int64_t m_peak = 0;
     std::uint64_t m_layout = 0;
+    bool m_whole = true;
 };
 
 } // namespace keepsight

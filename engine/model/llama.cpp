@@ -317,8 +317,8 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
         const KvCache::Dense dense = cache.attended(index, m_inverse);
         ops::AttentionStats* stats = observer ? observer->wanted(index, cache, count) : nullptr;
         const bool even = std::ranges::all_of(held.held, [&](std::int32_t n) { return n == held.held.front(); });
-        attended = !m_device.is_cpu() && !stats && even && count > 1
-                       ? ops::causal_attention(q, dense.keys, dense.values, held.held.front(), scale) // entries ascend, the newest are the queries' own
+        attended = !m_device.is_cpu() && (!stats || cache.whole()) && even && count > 1
+                       ? ops::causal_attention(q, dense.keys, dense.values, held.held.front(), scale, stats) // entries ascend, the newest are the queries' own
                        : ops::attention(q, dense.keys, dense.values, held.positions, held.lengths, positions, scale, stats);
         if (observer)
             observer->afterAttention({index, stored, held, q, positions, dense.keys, dense.values, scale, stats ? stats->lastRows : at::Tensor(), m_inverse, nullptr, plain},

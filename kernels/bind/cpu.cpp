@@ -199,6 +199,15 @@ at::Tensor attentionRowsCpu(const at::Tensor& q, const at::Tensor& k, const at::
     return out;
 }
 
+at::Tensor outputChangeCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
+                           const at::Tensor& queryPositions, double scale, int64_t kind) {
+    if (q.size(1) != 1) return outputChangeComposite(q, k, v, positions, lengths, queryPositions, scale, kind);
+    AttentionInput input("output_change", q, k, &v, positions, lengths, queryPositions, scale);
+    at::Tensor out = at::empty({q.size(0), k.size(1)}, q.options().dtype(at::kFloat));
+    onCpu("output_change", [&](const CpuKernels& kernels) { kernels.outputChangeOne({input.args, static_cast<int>(kind), out.data_ptr<float>()}); });
+    return out;
+}
+
 void checkKept(const char* op, const at::Tensor& index, const at::Tensor& counts, int64_t entries, int64_t capacity) {
     for (int64_t h = 0; h < counts.numel(); ++h) {
         const int32_t count = counts.const_data_ptr<int32_t>()[h], *kept = index.const_data_ptr<int32_t>() + h * index.size(1);
@@ -287,6 +296,7 @@ void registerCpu(torch::Library& library) {
     add("rope", ropeCpu);
     add("attention", attentionCpu);
     add("attention_rows", attentionRowsCpu);
+    add("output_change", outputChangeCpu);
     add("gather_entries", gatherEntriesCpu);
     add("compact_entries", compactEntriesCpu);
     add("append_entries", appendEntriesCpu);

@@ -10,7 +10,8 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 using Matvec = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double, bool);
-using Causal = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double);
+using Causal = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
+                          int64_t, int64_t);
 using RopeAppend = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::Tensor&, at::Tensor&, at::Tensor&, at::Tensor&);
 
 at::Tensor matvecComposite(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm, const OptionalTensor& residual,
@@ -19,10 +20,13 @@ at::Tensor matvecComposite(const at::Tensor& x, const at::Tensor& weight, const 
     return residual ? out + *residual : out;
 }
 
-at::Tensor causalAttentionComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale) {
+at::Tensor causalAttentionComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale, const OptionalTensor& columnSum,
+                                    const OptionalTensor& lastRows, const OptionalTensor& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
     const auto ints = q.options().dtype(at::kInt);
     const at::Tensor positions = at::arange(k.size(1), ints).expand({k.size(0), k.size(1)}).contiguous(), lengths = at::full({k.size(0)}, held, ints);
-    return attention(q, k, v, positions, lengths, at::arange(held - q.size(1), held, ints), scale);
+    const auto orNone = [](const OptionalTensor& t) { return t ? *t : at::Tensor(); };
+    AttentionStats stats{orNone(columnSum), orNone(lastRows), orNone(map), rowBegin, rowBin, colBin};
+    return attention(q, k, v, positions, lengths, at::arange(held - q.size(1), held, ints), scale, &stats);
 }
 
 at::Tensor ropeAppendComposite(const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values,
@@ -60,7 +64,7 @@ at::Tensor matvec(const at::Tensor& x, const at::Tensor& weight, const MatvecOpt
     return typed.call(x, weight, bias, norm, residual, o.eps, o.gated);
 }
 
-at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale) {
+at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale, AttentionStats* stats) {
     constexpr auto op = "causal_attention";
     checkShape(op, "queries", q, {Any, Any, Any});
     checkFloat(op, "queries", q);
@@ -75,7 +79,23 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
     if (held < q.size(1) || held > k.size(1))
         refuse(op, "held entries", "from the " + std::to_string(q.size(1)) + " queries' own to the capacity of " + std::to_string(k.size(1)), std::to_string(held));
     static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::causal_attention", "").typed<Causal>();
-    return typed.call(q, k, v, held, scale);
+    if (!stats) return typed.call(q, k, v, held, scale, {}, {}, {}, 0, 1, 1);
+    const auto given = [&](const char* name, const at::Tensor& t) {
+        if (!t.defined()) return OptionalTensor();
+        checkType(op, name, t, at::kFloat);
+        checkSameDevice(op, name, t, q);
+        if (!t.is_contiguous()) refuse(op, name, "dense in memory", "strides " + shapeText(t.strides()));
+        return OptionalTensor(t);
+    };
+    const OptionalTensor columnSum = given("column sums", stats->columnSum), lastRows = given("last rows", stats->lastRows), map = given("map", stats->map);
+    if (columnSum) checkShape(op, "column sums", *columnSum, {q.size(0), k.size(1)});
+    if (lastRows) checkShape(op, "last rows", *lastRows, {q.size(0), Any, k.size(1)});
+    if (lastRows && lastRows->size(1) > q.size(1)) refuse(op, "last rows", "at most the " + std::to_string(q.size(1)) + " queries", std::to_string(lastRows->size(1)));
+    if (map) checkShape(op, "map", *map, {Any, Any, Any});
+    if (map && map->size(0) != k.size(0) && map->size(0) != q.size(0))
+        refuse(op, "map heads", std::to_string(k.size(0)) + " or " + std::to_string(q.size(0)), std::to_string(map->size(0)));
+    if (stats->rowBin < 1 || stats->colBin < 1) refuse(op, "map bins", "at least 1 token", std::to_string(std::min(stats->rowBin, stats->colBin)));
+    return typed.call(q, k, v, held, scale, columnSum, lastRows, map, stats->mapRowBegin, stats->rowBin, stats->colBin);
 }
 
 at::Tensor rope_append(const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values,
@@ -105,7 +125,8 @@ at::Tensor rope_append(const at::Tensor& qkv, const at::Tensor& position, const 
 
 void defineDecodeOperators(torch::Library& m) {
     m.def("matvec(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, Tensor? residual, float eps, bool gated) -> Tensor");
-    m.def("causal_attention(Tensor q, Tensor k, Tensor v, int held, float scale) -> Tensor");
+    m.def("causal_attention(Tensor q, Tensor k, Tensor v, int held, float scale, Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, "
+          "int row_bin, int col_bin) -> Tensor");
     m.def("rope_append(Tensor qkv, Tensor position, Tensor inverse_frequencies, Tensor(a!) keys, Tensor(b!) values, Tensor(c!) positions, Tensor(d!) lengths) -> Tensor");
 }
 

@@ -77,9 +77,9 @@ struct MatvecOptions {
 };
 at::Tensor matvec(const at::Tensor& x, const at::Tensor& weight, const MatvecOptions& options);
 
-// attention() without statistics where every head holds the same `held` entries and the S queries are the newest of them: query i sees all but the
-// S − 1 − i last. Devices have fast kernels for it. q [Hq, S, D] · k, v [Hkv, C, D] → [S, Hq·D].
-at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale);
+// attention() where every head holds the same `held` entries and the S queries are the newest of them: query i sees all but the S − 1 − i last.
+// Devices have fast kernels for it. With statistics, entries must lie at their position too. q [Hq, S, D] · k, v [Hkv, C, D] → [S, Hq·D].
+at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale, AttentionStats* stats = nullptr);
 
 // One new token's qkv [1, (Hq + 2·Hkv)·D] before RoPE: queries and keys are turned by position [1] int32, the key, the value and the position are
 // written behind each head's entries, and lengths [Hkv] grow by one. keys, values [Hkv, C, D] · positions [Hkv, C] int32. Every head needs a free

@@ -1,4 +1,4 @@
-// How much the attention output would change without an entry, in ATen calls: right on any device.
+// How much the attention output would change without an entry, in ATen calls: right on any device. One query has a CPU kernel (cpu/output_change.cpp).
 //
 // Of one query row, with a its weight for the entry, s the scaled logit, v the entry's value and o the row's output (second-order expansion
 // of the output around the entry, OBCache, arXiv:2510.07651):
@@ -17,8 +17,10 @@ namespace {
 
 constexpr int64_t BlockRows = 128, BlockElements = int64_t{1} << 24; // of all query heads; fp32, a few tensors of that size
 
-at::Tensor outputChange(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
-                        const at::Tensor& queryPositions, double scale, int64_t kindNumber) {
+} // namespace
+
+at::Tensor outputChangeComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
+                                 const at::Tensor& queryPositions, double scale, int64_t kindNumber) {
     const auto kind = static_cast<OutputChange>(kindNumber);
     const int64_t heads = k.size(0), capacity = k.size(1), dim = k.size(2), queryHeads = q.size(0), group = queryHeads / heads, queries = q.size(1);
     at::Tensor out = at::zeros({queryHeads, capacity}, q.options().dtype(at::kFloat));
@@ -66,10 +68,8 @@ at::Tensor outputChange(const at::Tensor& q, const at::Tensor& k, const at::Tens
     return out.clamp_min_(0); // all four are sums of squares
 }
 
-} // namespace
-
 void registerOutputChange(torch::Library& library) {
-    library.impl("output_change", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, outputChange));
+    library.impl("output_change", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, outputChangeComposite));
 }
 
 } // namespace keepsight::ops

@@ -11,6 +11,7 @@ void linear(const LinearArgs& args);
 void dequantize(const DequantizeArgs& args);
 void attention(const AttentionArgs& args);
 void attentionOne(const AttentionArgs& args); // queries == 1
+void outputChangeOne(const OutputChangeArgs& args);
 void rmsNorm(const RmsNormArgs& args);
 void siluMul(const SiluMulArgs& args);
 void rope(const RopeArgs& args);

@@ -116,7 +116,9 @@ template <class T, bool Gated> __global__ void __launch_bounds__(Threads) matvec
     T* y = static_cast<T*>(a.y);
     if (Gated) {
         const float gate = wide(narrow<T>(sumA + (bias ? wide(bias[first]) : 0.0f))), up = wide(narrow<T>(sumB + (bias ? wide(bias[second]) : 0.0f)));
-        y[first] = narrow<T>(gate / (1.0f + expf(-gate)) * up);
+        float value = gate / (1.0f + expf(-gate)) * up;
+        if (residual) value = wide(narrow<T>(value)) + wide(residual[first]);
+        y[first] = narrow<T>(value);
     } else if (lane == 0 || both) {
         const std::int64_t row = first + lane;
         float value = lane == 0 ? sumA : sumB;

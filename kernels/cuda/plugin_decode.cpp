@@ -98,13 +98,29 @@ std::pair<at::Tensor, at::Tensor> fused(const at::Tensor& q, const at::Tensor& k
 }
 
 // The queries' own entries causally, those before them fully; the two are joined by their log-sum-exps.
-at::Tensor causalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale) {
+at::Tensor causalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale, const OptionalTensor& columnSum,
+                           const OptionalTensor& lastRows, const OptionalTensor& map, int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
     const c10::cuda::CUDAGuard guard(q.device());
     const std::int64_t count = q.size(1), past = held - count, dim = q.size(2);
-    if (q.scalar_type() == at::kFloat || dim % 8 != 0 || dim > 256 || count == 0) {
-        using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double);
+    AttentionSumsArgs a;
+    a.q = q.const_data_ptr();
+    a.k = k.const_data_ptr();
+    a.qHead = q.stride(0);
+    a.qRow = q.stride(1);
+    a.kHead = k.stride(0);
+    a.kRow = k.stride(1);
+    a.queryHeads = q.size(0);
+    a.kvHeads = k.size(0);
+    a.queries = count;
+    a.held = held;
+    a.dim = dim;
+    a.scale = static_cast<float>(scale);
+    const bool sums = columnSum || map, dense = q.stride(2) == 1 && k.stride(2) == 1;
+    if (q.scalar_type() == at::kFloat || dim % 8 != 0 || dim > 256 || count == 0 || (sums && (!dense || !takesAttentionSums(a, elementOf(q))))) {
+        using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                                     int64_t, int64_t, int64_t);
         static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::causal_attention", "").typed<Signature>();
-        return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), q, k, v, held, scale);
+        return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), q, k, v, held, scale, columnSum, lastRows, map, mapRowBegin, rowBin, colBin);
     }
     const at::Tensor query = q.unsqueeze(0);
     const auto part = [&](std::int64_t begin, std::int64_t n, bool causal) {
@@ -114,7 +130,30 @@ at::Tensor causalAttention(const at::Tensor& q, const at::Tensor& k, const at::T
     if (past > 0) {
         const auto [before, other] = part(0, past, false);
         const at::Tensor share = at::sigmoid(own - other).unsqueeze(-1); // of the own entries
+        own = at::logaddexp(own, other);
         out = at::lerp(before.to(at::kFloat), out.to(at::kFloat), share).to(q.scalar_type());
+    }
+    if (sums) {
+        const at::Tensor norms = own.to(at::kFloat).contiguous();
+        at::Tensor cells;
+        a.logSumExp = norms.const_data_ptr<float>();
+        if (columnSum) a.columnSum = columnSum->mutable_data_ptr<float>(), a.columnSumHead = columnSum->size(1);
+        if (map) {
+            cells = at::zeros(map->sizes(), map->options().dtype(at::kLong));
+            a.map = reinterpret_cast<unsigned long long*>(cells.mutable_data_ptr<std::int64_t>());
+            a.mapHeads = map->size(0), a.mapRows = map->size(1), a.mapColumns = map->size(2);
+            a.mapRowBegin = mapRowBegin, a.rowBin = rowBin, a.columnBin = colBin;
+        }
+        check(launchAttentionSums(a, elementOf(q), stream()), "causal_attention");
+        if (map) map->add_((cells.to(at::kDouble) * mapUnit()).to(at::kFloat));
+    }
+    if (lastRows) {
+        const auto ints = q.options().dtype(at::kInt);
+        const std::int64_t rows = lastRows->size(1);
+        const at::Tensor positions = at::arange(k.size(1), ints).expand({k.size(0), k.size(1)}).contiguous(), lengths = at::full({k.size(0)}, held, ints);
+        using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double);
+        static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::attention_rows", "").typed<Signature>();
+        lastRows->copy_(op.call(q.narrow(1, count - rows, rows), k, positions, lengths, at::arange(held - rows, held, ints), scale));
     }
     return out.squeeze(0).transpose(0, 1).reshape({count, q.size(0) * dim});
 }

@@ -78,6 +78,33 @@ void checkCausal(at::ScalarType type, int kvHeads, int group, int dim, int count
     expectClose(name, ops::causal_attention(gpu(q), gpu(k), gpu(v), held, 0.1), ops::causal_attention(q.to(reference), k.to(reference), v.to(reference), held, 0.1), toleranceOf(type));
 }
 
+void checkSums(at::ScalarType type, int kvHeads, int group, int dim, int count, int held, int bin) {
+    const at::ScalarType reference = type == at::kHalf ? at::kFloat : type;
+    const at::Tensor q = 2 * at::randn({kvHeads * group, count, dim}).to(type), k = at::randn({kvHeads, held + 5, dim}).to(type), v = at::randn({kvHeads, held + 5, dim}).to(type);
+    const std::string name = "sums " + std::string(c10::toString(type)) + " heads " + std::to_string(kvHeads) + "×" + std::to_string(group) + " dim " + std::to_string(dim) + " " +
+                             std::to_string(count) + " of " + std::to_string(held) + " bin " + std::to_string(bin);
+    for (const bool perHead : {false, true}) {
+        const auto stats = [&](at::Device device) {
+            const auto options = at::TensorOptions().dtype(at::kFloat).device(device);
+            ops::AttentionStats s;
+            s.columnSum = at::ones({kvHeads * group, held + 5}, options);
+            s.lastRows = at::zeros({kvHeads * group, std::min(count, 3), held + 5}, options);
+            s.map = at::ones({perHead ? kvHeads * group : kvHeads, (held + bin - 1) / bin, (held + bin - 1) / bin}, options);
+            s.mapRowBegin = held > 40 ? 7 : 0;
+            s.rowBin = s.colBin = bin;
+            return s;
+        };
+        ops::AttentionStats host = stats(at::kCPU), device = stats(at::kCUDA), again = stats(at::kCUDA);
+        ops::causal_attention(q.to(reference), k.to(reference), v.to(reference), held, 0.1, &host);
+        ops::causal_attention(gpu(q), gpu(k), gpu(v), held, 0.1, &device);
+        ops::causal_attention(gpu(q), gpu(k), gpu(v), held, 0.1, &again);
+        expectClose(name + " columns", device.columnSum, host.columnSum, 2e-3);
+        expectClose(name + " rows", device.lastRows, host.lastRows, 2e-3);
+        expectClose(name + " map", device.map, host.map, 2e-3);
+        expect(at::equal(device.columnSum, again.columnSum) && at::equal(device.map, again.map), name + ": two runs differ");
+    }
+}
+
 // A lane that collects maps runs operator by operator, one that does not as a graph.
 void checkGraph(const std::string& policyText, bool grows) {
     const auto weights = std::make_shared<TinyWeights>(3, 4, 2, 64);
@@ -121,6 +148,10 @@ int main() {
         for (const int dim : {64, 80, 128})
             for (const auto& [count, held] : {std::pair(2, 2), {33, 33}, {33, 34}, {130, 500}, {1, 70}}) checkCausal(type, 2, 4, dim, count, held), checkCausal(type, 3, 1, dim, count, held);
     }
+    for (const at::ScalarType type : {at::kBFloat16, at::kHalf})
+        for (const int dim : {64, 128})
+            for (const auto& [count, held, bin] : {std::tuple(2, 2, 1), {33, 33, 4}, {130, 500, 16}, {700, 700, 100}, {65, 129, 1}, {300, 1500, 128}})
+                checkSums(type, 2, 4, dim, count, held, bin), checkSums(type, 3, 1, dim, count, held, bin);
     for (const char* policy : {"full", "snapkv:window=8", "snapkv:window=8,heads=ada", "streaming_llm:rope=original,timing=prefill_end"})
         for (const bool grows : {false, true}) checkGraph(policy, grows);
     std::printf("%d checks, %d failed\n", checks, failures);

@@ -108,7 +108,7 @@ private Q_SLOTS:
         QTest::addColumn<QList<int>>("shape"); // query heads, KV heads, queries, held, capacity, dim
         QTest::addColumn<bool>("bf16");
         QTest::addColumn<bool>("ragged");
-        for (const QList<int>& s : QList<QList<int>>{{1, 1, 1, 1, 1, 8}, {9, 3, 1, 33, 40, 16}, {4, 2, 31, 31, 31, 20}, {6, 2, 140, 300, 301, 8}, {8, 1, 33, 100, 128, 16}})
+        for (const QList<int>& s : QList<QList<int>>{{1, 1, 1, 1, 1, 8}, {9, 3, 1, 33, 40, 16}, {4, 2, 31, 31, 31, 20}, {6, 2, 140, 300, 301, 8}, {8, 1, 33, 100, 128, 16}, {6, 2, 1, 700, 701, 20}, {10, 2, 1, 256, 256, 64}})
             for (int variant = 0; variant < 4; ++variant)
                 QTest::addRow("%d/%d heads, %d of %d/%d, %d%s%s", s[0], s[1], s[2], s[3], s[4], s[5], variant & 1 ? " bf16" : "", variant & 2 ? " ragged" : "")
                     << s << bool(variant & 1) << bool(variant & 2);

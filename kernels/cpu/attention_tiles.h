@@ -1,0 +1,80 @@
+// Tiles of entries against the query heads of their KV head: what passes over one query's entries share. Every key and value is read once for all
+// of these heads; splits do not depend on the threads, so neither do the results.
+#pragma once
+
+#include "kernels/attention.h"
+#include "kernels/cpu/simd.h"
+
+namespace keepsight::KEEPSIGHT_ISA {
+namespace {
+
+constexpr std::int64_t Split = 256, Tile = 16;
+
+// scores[g · stride + t] = k[t] · q[g] for the entries of a tile; q padded to whole vectors, k rows padded or a multiple.
+template <int G>
+void tileScores(const float* k, std::int64_t kRow, std::int64_t count, const float* q, std::int64_t width, float* scores,
+                std::int64_t stride) {
+    for (std::int64_t t = 0; t < count; ++t) {
+        Floats acc[G] = {};
+        for (std::int64_t d = 0; d < width; d += Lanes) {
+            const Floats key = load(k + t * kRow + d);
+            for (int g = 0; g < G; ++g)
+                acc[g] += key * load(q + g * width + d);
+        }
+        for (int g = 0; g < G; ++g)
+            scores[g * stride + t] = sum(acc[g]);
+    }
+}
+
+template <int G, int V>
+void tileValues(const float* v, std::int64_t vRow, std::int64_t count, const float* p, std::int64_t stride, float* out,
+                std::int64_t width) {
+    Floats acc[G][V];
+    for (int g = 0; g < G; ++g)
+        for (int j = 0; j < V; ++j)
+            acc[g][j] = load(out + g * width + j * Lanes);
+    for (std::int64_t t = 0; t < count; ++t)
+        for (int j = 0; j < V; ++j) {
+            const Floats value = load(v + t * vRow + j * Lanes);
+            for (int g = 0; g < G; ++g)
+                acc[g][j] += p[g * stride + t] * value;
+        }
+    for (int g = 0; g < G; ++g)
+        for (int j = 0; j < V; ++j)
+            store(out + g * width + j * Lanes, acc[g][j]);
+}
+
+template <int G>
+void tileValuesAll(const float* v, std::int64_t vRow, std::int64_t count, const float* p, std::int64_t stride, float* out,
+                   std::int64_t width) {
+    constexpr int Vectors = Lanes == 16 ? 4 : 2;
+    std::int64_t d = 0;
+    for (; d + Vectors * Lanes <= width; d += Vectors * Lanes)
+        tileValues<G, Vectors>(v + d, vRow, count, p, stride, out + d, width);
+    for (; d < width; d += Lanes)
+        tileValues<G, 1>(v + d, vRow, count, p, stride, out + d, width);
+}
+
+using TileFunction = void (*)(const float*, std::int64_t, std::int64_t, const float*, std::int64_t, float*, std::int64_t);
+constexpr TileFunction scoresOf[] = {nullptr, tileScores<1>, tileScores<2>, tileScores<3>, tileScores<4>};
+constexpr TileFunction valuesOf[] = {nullptr, tileValuesAll<1>, tileValuesAll<2>, tileValuesAll<3>, tileValuesAll<4>};
+
+// Rows [first, first + count) of a head as fp32 of `width`: in place if they are stored so, else in buffer.
+const float* tileRows(const Rows& rows, Element element, std::int64_t head, std::int64_t first, std::int64_t count, std::int64_t dim,
+                      std::int64_t width, float* buffer, std::int64_t& stride) {
+    const std::uint8_t* data = at(rows.data, element, head * rows.head + first * rows.row);
+    if (element == Element::f32 && dim == width) {
+        stride = rows.row;
+        return reinterpret_cast<const float*>(data);
+    }
+    for (std::int64_t t = 0; t < count; ++t) {
+        toFp32(at(static_cast<const void*>(data), element, t * rows.row), element, dim, buffer + t * width);
+        for (std::int64_t d = dim; d < width; ++d)
+            buffer[t * width + d] = 0;
+    }
+    stride = width;
+    return buffer;
+}
+
+} // namespace
+} // namespace keepsight::KEEPSIGHT_ISA
