@@ -17,6 +17,15 @@ at::Tensor LayerView::lastRows(std::int64_t count) const {
                                queryPositions.narrow(0, have - count, count), scale);
 }
 
+at::Tensor LayerView::lastSums(std::int64_t count) const {
+    const std::int64_t have = queries.size(1);
+    if (!whole || keys.device().is_cpu() || count < 2 || have < count) return lastRows(count).sum(1);
+    ops::AttentionStats stats;
+    stats.columnSum = at::zeros({queries.size(0), keys.size(1)}, queries.options().dtype(at::kFloat));
+    ops::causal_attention(queries.narrow(1, have - count, count), keys, keys, entries.held.front(), scale, &stats); // the weights do not depend on the values
+    return stats.columnSum;
+}
+
 at::Tensor ropeInverseFrequencies(const ModelConfig& config) {
     // fp32 throughout, in transformers' order of operations, so that angles agree to the last bit.
     at::Tensor exponents = at::arange(0, config.headDim, 2, at::kLong).to(at::kFloat) / static_cast<double>(config.headDim);

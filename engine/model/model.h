@@ -34,9 +34,12 @@ struct LayerView {
     at::Tensor inverseFrequencies;    // [headDim/2] fp32
     const QueryMoments* moments = nullptr; // of the prompt, if they were collected
     at::Tensor plainQueries;          // queries before RoPE; only during a forward pass
+    bool whole = false;               // nothing was dropped, and the queries are those of the newest entries
 
     // Weights of the last `count` queries over the held entries, [queryHeads, count, C] fp32: collected ones, else recomputed from queries.
     at::Tensor lastRows(std::int64_t count) const;
+    // Their sum over these queries, [queryHeads, C] fp32; devices do not hold the rows for it.
+    at::Tensor lastSums(std::int64_t count) const;
 };
 
 class LayerObserver {

@@ -27,7 +27,7 @@ public:
     }
     int budget(std::int64_t seen) const override { return m_heavy > 0 || m_recent > 0 ? std::max(1, explicitOr(seen)) : Policy::budget(seen); }
     at::Tensor statistic(const LayerView& view, const Plan& plan, const at::Tensor& columnSums) const override {
-        return m_full ? columnSums : view.lastRows(std::min<std::int64_t>(plan.window, view.queries.size(1))).sum(1); // [queryHeads, C]
+        return m_full ? columnSums : view.lastSums(std::min<std::int64_t>(plan.window, view.queries.size(1))); // [queryHeads, C]
     }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor& statistic) const override {
         return reduceGroup(statistic, view.config.kvHeads, m_agg);

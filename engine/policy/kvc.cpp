@@ -137,7 +137,7 @@ private:
     // The summed changes of the last `wanted` queries, as far as they are there, [queryHeads, C]; for V_p1 their summed weights.
     at::Tensor lastChanges(const LayerView& view, std::int64_t wanted) const {
         const std::int64_t count = std::min(wanted, view.queries.size(1)), first = view.queries.size(1) - count;
-        if (m_variant.sum == RowSum::attention) return view.lastRows(count).sum(1);
+        if (m_variant.sum == RowSum::attention) return view.lastSums(count);
         const ops::OutputChange kind = m_variant.sum == RowSum::value ? ops::OutputChange::value
                                        : m_variant.sum == RowSum::key ? ops::OutputChange::key
                                        : m_variant.sum == RowSum::joint ? ops::OutputChange::joint

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <algorithm>
 #include <cmath>
+#include <exception>
+#include <functional>
 #include <limits>
 #include <numeric>
 
@@ -65,15 +67,34 @@ void selectRange(const Scores& scores, std::size_t head, std::int32_t begin, std
     if (chosen > 0 && !scores.defined()) {
         for (std::int32_t i = last - chosen; i < last; ++i) kept.push_back(i);
     } else if (chosen > 0) {
-        std::vector<Candidate> candidates;
-        candidates.reserve(static_cast<std::size_t>(last - begin));
-        for (std::int32_t i = begin + p.sinks; i < last; ++i) candidates.push_back(scores.at(head, i));
-        std::nth_element(candidates.begin(), candidates.begin() + (chosen - 1), candidates.end(), better);
-        const auto first = static_cast<std::ptrdiff_t>(kept.size());
-        for (std::int32_t i = 0; i < chosen; ++i) kept.push_back(candidates[static_cast<std::size_t>(i)].index);
-        std::sort(kept.begin() + first, kept.end());
+        // The chosen-th best value parts them; of those equal to it the newest stay. No sort: one more pass finds them in order.
+        std::vector<float> values;
+        values.reserve(static_cast<std::size_t>(last - begin));
+        for (std::int32_t i = begin + p.sinks; i < last; ++i) values.push_back(scores.at(head, i).score);
+        std::vector<float> ranked = values;
+        std::nth_element(ranked.begin(), ranked.begin() + (chosen - 1), ranked.end(), std::greater<>());
+        const float cutoff = ranked[static_cast<std::size_t>(chosen - 1)];
+        const auto above = std::ranges::count_if(values, [&](float v) { return v > cutoff; });
+        auto spare = std::ranges::count(values, cutoff) - (chosen - above); // older ones that are equal and go
+        for (std::size_t i = 0; i < values.size(); ++i)
+            if (values[i] > cutoff || (values[i] == cutoff && spare-- <= 0)) kept.push_back(begin + p.sinks + static_cast<std::int32_t>(i));
     }
     for (std::int32_t i = last; i < end; ++i) kept.push_back(i);
+}
+
+void selectHead(const Scores& scores, std::size_t head, std::int32_t held, const Plan& plan, std::vector<std::int32_t>& kept, std::string* notice) {
+    const std::int32_t keep = std::max(1, plan.keep);
+    kept.reserve(static_cast<std::size_t>(std::min(held, keep)));
+    if (plan.chunk <= 0 || held <= keep) {
+        selectRange(scores, head, 0, held, keep, plan.protect, kept, notice);
+        return;
+    }
+    for (std::int32_t begin = 0; begin < held; begin += plan.chunk) {
+        const std::int32_t end = std::min(begin + plan.chunk, held), count = end - begin;
+        const double share = plan.removed >= 0 ? 1.0 - plan.removed : static_cast<double>(keep) / held;
+        const Protect here{begin == 0 ? plan.protect.sinks : 0, end == held ? plan.protect.recent : 0};
+        selectRange(scores, head, begin, end, std::max(1, static_cast<std::int32_t>(count * share)), here, kept, notice);
+    }
 }
 
 // AdaKV: every head is sure of its protected entries and the best of its floor; the rest of keep × heads goes to the best of all heads.
@@ -111,22 +132,23 @@ Selection select(const at::Tensor& tensor, const std::vector<std::int32_t>& held
     if (plan.adaptive) return selectAdaptive(scores, held, plan, notice);
     Selection out;
     out.keep.resize(held.size());
-    const std::int32_t keep = std::max(1, plan.keep);
-    for (std::size_t h = 0; h < held.size(); ++h) {
-        std::vector<std::int32_t>& kept = out.keep[h];
-        const std::int32_t n = held[h];
-        kept.reserve(static_cast<std::size_t>(std::min(n, keep)));
-        if (plan.chunk <= 0 || n <= keep) {
-            selectRange(scores, h, 0, n, keep, plan.protect, kept, notice);
-            continue;
-        }
-        for (std::int32_t begin = 0; begin < n; begin += plan.chunk) {
-            const std::int32_t end = std::min(begin + plan.chunk, n), count = end - begin;
-            const double share = plan.removed >= 0 ? 1.0 - plan.removed : static_cast<double>(keep) / n;
-            const Protect here{begin == 0 ? plan.protect.sinks : 0, end == n ? plan.protect.recent : 0};
-            selectRange(scores, h, begin, end, std::max(1, static_cast<std::int32_t>(count * share)), here, kept, notice);
+    const auto heads = static_cast<std::int64_t>(held.size());
+    [[maybe_unused]] const bool large = std::accumulate(held.begin(), held.end(), std::int64_t{0}) > 1 << 15;
+    std::vector<std::string> notices(held.size());
+    std::exception_ptr failed; // nothing may leave a parallel region
+#pragma omp parallel for schedule(static) if (large)
+    for (std::int64_t number = 0; number < heads; ++number) {
+        try {
+            const auto h = static_cast<std::size_t>(number);
+            selectHead(scores, h, held[h], plan, out.keep[h], notice ? &notices[h] : nullptr);
+        } catch (...) {
+#pragma omp critical
+            failed = std::current_exception();
         }
     }
+    if (failed) std::rethrow_exception(failed);
+    for (std::string& said : notices)
+        if (!said.empty()) *notice = std::move(said);
     return out;
 }
 

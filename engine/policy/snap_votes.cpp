@@ -10,7 +10,7 @@ at::Tensor snapVotes(const LayerView& view, int window, int kernel, const std::s
     const std::int64_t before = std::max<std::int64_t>(0, entries.maxHeld() - window);
     at::Tensor scores = at::zeros({view.config.kvHeads, entries.capacity()}, view.keys.options().dtype(at::kFloat));
     if (before == 0) return scores;
-    at::Tensor votes = reduceGroup(view.lastRows(window).mean(1), view.config.kvHeads, agg).narrow(1, 0, before); // [kvHeads, before]
+    at::Tensor votes = reduceGroup(view.lastSums(window).div_(window), view.config.kvHeads, agg).narrow(1, 0, before); // [kvHeads, before]
     // Heads may hold different numbers of entries: each one's window begins elsewhere, and must not leak into the pooling.
     const bool ragged = std::ranges::any_of(entries.held, [&](std::int32_t n) { return n != entries.held.front(); });
     const at::Tensor own = at::arange(before, entries.lengths.options()).unsqueeze(0) < (entries.lengths - window).unsqueeze(1); // [kvHeads, before]

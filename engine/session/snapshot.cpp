@@ -130,7 +130,7 @@ LayerView Snapshot::view(LayerIndex layer) const {
     const auto i = static_cast<std::size_t>(layer.value);
     const CacheLayer& entries = m_cache.layer(layer);
     return {layer, *m_config, entries, m_queries[i], m_queryPositions, entries.keys, entries.values, 1.0 / std::sqrt(static_cast<double>(m_config->headDim)), {}, m_inverse,
-            m_options.queryMoments >= 0 ? &m_moments[i] : nullptr, {}};
+            m_options.queryMoments >= 0 ? &m_moments[i] : nullptr, {}, true};
 }
 
 Snapshot::Sight::Sight(const Snapshot& s, const Policy& policy, LayerIndex layer)
@@ -138,7 +138,7 @@ Snapshot::Sight::Sight(const Snapshot& s, const Policy& policy, LayerIndex layer
       view([&]() -> LayerView {
           const LayerView plain = s.view(layer);
           if (!policy.perQueryHead()) return plain;
-          return {layer, s.m_wideConfig, m_wide, plain.queries, plain.queryPositions, m_wide.keys, m_wide.values, plain.scale, {}, plain.inverseFrequencies, plain.moments, {}};
+          return {layer, s.m_wideConfig, m_wide, plain.queries, plain.queryPositions, m_wide.keys, m_wide.values, plain.scale, {}, plain.inverseFrequencies, plain.moments, {}, true};
       }()) {}
 
 Place Snapshot::place(LayerIndex layer, const Quantizer* quantizer) const {

@@ -83,7 +83,7 @@ at::Tensor ropeAppend(const at::Tensor& input, const at::Tensor& position, const
 // Out [1, Hq, S, D] and log-sum-exp [1, Hq, S] fp32 of torch's fused attention: cuDNN's where it takes the shape, else FlashAttention's.
 std::pair<at::Tensor, at::Tensor> fused(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal, double scale) {
     static std::atomic<bool> cudnn{true};
-    if (cudnn) {
+    if (cudnn && q.size(2) > 256) { // a plan for every shape is not worth it for few queries
         try {
             const std::int64_t group = q.size(1) / k.size(1);
             const auto copied = [&](const at::Tensor& x) { return group > 1 ? x.repeat_interleave(group, 1) : x; };
