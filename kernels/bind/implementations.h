@@ -12,6 +12,7 @@ void registerCpu(torch::Library& library);       // key CPU: kernels/cpu
 void registerComposite(torch::Library& library); // key CompositeExplicitAutograd: ATen calls, right on any device
 
 void registerOutputChange(torch::Library& library); // output_change.cpp: the same key
+void registerSelect(torch::Library& library);       // select.cpp: the same key
 
 void defineQuantOperators(torch::Library& library); // the three above call these for quant.cpp
 void registerQuantCpu(torch::Library& library);
