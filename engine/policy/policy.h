@@ -68,7 +68,7 @@ struct Plan {
 // What an attend policy lets the coming queries of a layer see: one set for all heads.
 struct Attended {
     std::vector<std::int32_t> entries; // ascending, the newest S among them
-    at::Tensor votes;                  // [candidates] fp32 on the host: what the entries from `firstVote` on were ranked by, higher is attended to
+    at::Tensor votes;                  // [candidates] fp32: what the entries from `firstVote` on were ranked by, higher is attended to
     std::int32_t firstVote = 0;
     Protect sure;                      // attended to without a vote
     std::string note;                  // one sentence; empty: none

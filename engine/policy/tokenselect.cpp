@@ -22,7 +22,7 @@ namespace {
 
 struct LastSelection final : LayerMemory {
     at::Tensor query;                 // [queryHeads · headDim] fp32
-    at::Tensor votes;                 // [candidates] fp32, on the host
+    at::Tensor votes;                 // [candidates] fp32
     std::vector<std::int32_t> chosen; // the top k, ascending
     std::int64_t seen = -1;           // when it was made
 };
@@ -55,14 +55,10 @@ public:
         auto& last = static_cast<LastSelection&>(*memory);
         const bool again = reusable(last, query, place.seen, shares);
         if (!again) {
-            const std::int64_t heads = view.config.kvHeads;
-            const at::Tensor keys = view.keys.narrow(1, begin, count).to(at::kFloat);
-            at::Tensor dots = at::matmul(query.view({heads, -1, query.size(1)}), keys.transpose(1, 2)); // [kvHeads, G, count]
-            if (m_scaled) dots = dots * view.scale;
-            at::Tensor vote = at::softmax(dots, -1).sum(at::IntArrayRef{0, 1}); // [count]
+            at::Tensor vote = ops::soft_vote(query, view.keys, view.entries.lengths, begin, begin + count, m_scaled ? view.scale : 1.0); // [count]
             if (m_kernel > 1) vote = at::max_pool1d(vote.view({1, 1, count}), m_kernel, 1, m_kernel / 2).view({count});
-            last.votes = vote.to(at::kCPU).contiguous();
-            last.chosen = top(last.votes, shares.topK, static_cast<std::int32_t>(begin));
+            last.votes = vote;
+            last.chosen = top(vote, shares.topK, static_cast<std::int32_t>(begin));
             last.query = query.reshape({-1});
             last.seen = place.seen;
         }
@@ -106,8 +102,14 @@ private:
         return cosine >= m_theta;
     }
 
-    // The `count` highest of vote (on the host), ties to the larger position; ascending entry indices.
+    // The `count` highest of vote, ties to the larger position; ascending entry indices.
     static std::vector<std::int32_t> top(const at::Tensor& vote, int count, std::int32_t begin) {
+        if (!vote.device().is_cpu()) { // chosen where the votes are: only the indices travel
+            const auto chosen = static_cast<std::int64_t>(std::min<std::int64_t>(count, vote.size(0)));
+            const at::Tensor counts = at::full({1}, static_cast<std::int32_t>(vote.size(0)), vote.options().dtype(at::kInt));
+            const at::Tensor index = ops::top_k(vote.unsqueeze(0), counts, chosen).add(begin).to(at::kCPU).contiguous();
+            return {index.const_data_ptr<std::int32_t>(), index.const_data_ptr<std::int32_t>() + chosen};
+        }
         const float* v = vote.const_data_ptr<float>();
         std::vector<std::int32_t> order(static_cast<std::size_t>(vote.numel()));
         for (std::size_t i = 0; i < order.size(); ++i)

@@ -181,8 +181,9 @@ std::optional<std::vector<std::int32_t>> Branch::attend(const LayerView& view) {
 // The set is one for all heads, and so are the votes.
 void Branch::explain(const LayerView& view, const Place& here, const Attended& attended) {
     const auto heads = static_cast<std::int64_t>(view.entries.held.size());
-    const std::int64_t behind = here.held - attended.firstVote - attended.votes.size(0);
-    const at::Tensor scores = at::constant_pad_nd(attended.votes, {attended.firstVote, behind}, -std::numeric_limits<double>::infinity()).expand({heads, here.held}).contiguous();
+    const at::Tensor votes = attended.votes.to(at::kCPU);
+    const std::int64_t behind = here.held - attended.firstVote - votes.size(0);
+    const at::Tensor scores = at::constant_pad_nd(votes, {attended.firstVote, behind}, -std::numeric_limits<double>::infinity()).expand({heads, here.held}).contiguous();
     const Plan plan{.keep = static_cast<int>(attended.entries.size()), .protect = attended.sure, .window = 0, .notice = {}};
     const Selection selection{std::vector<std::vector<std::int32_t>>(static_cast<std::size_t>(heads), attended.entries)};
     const at::Tensor positions = view.entries.positions[0].to(at::kCPU).contiguous(); // nothing is ever dropped

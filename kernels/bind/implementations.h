@@ -17,6 +17,7 @@ at::Tensor outputChangeComposite(const at::Tensor& q, const at::Tensor& k, const
 
 void defineDecodeOperators(torch::Library& library); // decode.cpp: schemas and the composite key
 void registerDecodeComposite(torch::Library& library);
+void registerSelect(torch::Library& library);       // select.cpp: the same key
 
 void defineQuantOperators(torch::Library& library); // the three above call these for quant.cpp
 void registerQuantCpu(torch::Library& library);

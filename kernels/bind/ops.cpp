@@ -13,6 +13,7 @@ TORCH_LIBRARY(keepsight, m) {
     keepsight::ops::registerComposite(m);
     keepsight::ops::registerOutputChange(m);
     keepsight::ops::registerDecodeComposite(m);
+    keepsight::ops::registerSelect(m);
 }
 
 namespace keepsight::ops {
@@ -78,6 +79,8 @@ void defineOperators(torch::Library& m) {
     m.def("gather_entries(Tensor src, Tensor index, Tensor counts, int capacity) -> Tensor");
     m.def("compact_entries(Tensor(a!) x, Tensor index, Tensor counts) -> ()");
     m.def("append_entries(Tensor(a!) dst, Tensor src, Tensor lengths) -> ()");
+    m.def("top_k(Tensor scores, Tensor counts, int k) -> Tensor");
+    m.def("soft_vote(Tensor queries, Tensor keys, Tensor lengths, int begin, int end, float scale) -> Tensor");
     defineQuantOperators(m);
 }
 
@@ -202,6 +205,36 @@ at::Tensor output_change(const at::Tensor& queries, const at::Tensor& k, const a
     static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                              const at::Tensor&, double, int64_t)>("keepsight::output_change");
     return op.call(queries, k, v, positions, lengths, queryPositions, scale, static_cast<int64_t>(kind));
+}
+
+at::Tensor top_k(const at::Tensor& scores, const at::Tensor& counts, int64_t k) {
+    checkShape("top_k", "scores", scores, {Any, Any});
+    checkType("top_k", "scores", scores, at::kFloat);
+    checkShape("top_k", "counts", counts, {scores.size(0)});
+    checkType("top_k", "counts", counts, at::kInt);
+    checkSameDevice("top_k", "counts", counts, scores);
+    if (k < 0) refuse("top_k", "k", "0 or more", std::to_string(k));
+    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t)>("keepsight::top_k");
+    return op.call(scores, counts, k);
+}
+
+at::Tensor soft_vote(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end, double scale) {
+    checkShape("soft_vote", "keys", keys, {Any, Any, Any});
+    checkFloat("soft_vote", "keys", keys);
+    checkShape("soft_vote", "queries", queries, {Any, keys.size(2)});
+    if (queries.scalar_type() != at::kFloat) checkType("soft_vote", "queries", queries, keys.scalar_type());
+    const int64_t heads = keys.size(0);
+    if (heads == 0 || queries.size(0) == 0 || queries.size(0) % heads != 0)
+        refuse("soft_vote", "query heads", "a positive multiple of the " + std::to_string(heads) + " KV heads", std::to_string(queries.size(0)));
+    checkShape("soft_vote", "lengths", lengths, {heads});
+    checkType("soft_vote", "lengths", lengths, at::kInt);
+    checkSameDevice("soft_vote", "queries", queries, keys);
+    checkSameDevice("soft_vote", "lengths", lengths, keys);
+    if (begin < 0 || begin > end || end > keys.size(1))
+        refuse("soft_vote", "candidates", "within the " + std::to_string(keys.size(1)) + " entries", std::to_string(begin) + " to " + std::to_string(end));
+    static const auto op =
+        handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t, double)>("keepsight::soft_vote");
+    return op.call(queries, keys, lengths, begin, end, scale);
 }
 
 at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const at::Tensor& counts, int64_t capacity) {

@@ -48,6 +48,14 @@ enum class OutputChange : int64_t { value, key, joint, independent };
 at::Tensor output_change(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
                          const at::Tensor& queryPositions, double scale, OutputChange kind);
 
+// The k highest of the first counts[h] scores of each row: indices, ascending, [H, k] int32, −1 behind where a row has fewer. scores [H, C] fp32, counts
+// [H] int32. Of equal scores the larger index wins; NaN counts as −inf. The same on every device, bit for bit.
+at::Tensor top_k(const at::Tensor& scores, const at::Tensor& counts, int64_t k);
+// TokenSelect's vote: vote[t − begin] = Σ over query heads of softmax over the candidates of scale · q̄·k_t, fp32. Candidates of a KV head are its entries
+// begin ≤ t < min(end, lengths[h]); what a head does not hold gets nothing from it. queries [Hq, D] fp32 or in the keys' type · keys [Hkv, C, D] ·
+// lengths [Hkv] int32 → [end − begin].
+at::Tensor soft_vote(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end, double scale);
+
 // The first counts[h] entries of out[h] become src[h, index[h, i]]; src [H, C, ...], index [H, M] int32 ascending, counts [H] int32
 // → [H, capacity, ...], rest zero. Any dtype.
 at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const at::Tensor& counts, int64_t capacity);

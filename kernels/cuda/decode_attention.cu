@@ -1,9 +1,10 @@
-// Attention of one new query over ragged entries: o = softmax(q·Kᵀ·scale over visible entries)·V, online softmax in fp32.
+// Attention of one new query over ragged entries: o = softmax(q·Kᵀ·scale over visible entries)·V, online softmax in fp32, base 2.
 //
-// Grid (query heads, splits): a block takes one slice of the head's entries, its warps every fourth entry of it; a lane holds D/32 values.
-// Each block leaves (max, sum, Σ p·v) per split; a second kernel folds the splits in order, so that runs repeat bit for bit.
-// Visible entries are a prefix: positions ascend, so the first one beyond the query ends the head.
-#include "kernels/cuda/element.cuh"
+// A fixed grid; its blocks take equal shares of all heads' tiles (flatten.cuh), so ragged heads cost what their entries cost. A walk is a KV head seen by
+// up to 8 of its query heads: keys and values are read once for all of them (tile.cuh). A block's warps take every nth tile of its share and add up in
+// shared memory; a walk shared by several blocks is put together by the one that finishes last, slice by slice in their order, so runs repeat bit for bit.
+// Visible entries are a prefix: positions ascend.
+#include "kernels/cuda/tile.cuh"
 
 #include <algorithm>
 #include <cfloat>
@@ -11,99 +12,293 @@
 namespace keepsight::cuda {
 namespace {
 
-constexpr int Warps = 4;
+constexpr float Log2E = 1.4426950408889634f;
+constexpr int Ring = 2, MaxWarps = 8, Waiting = 2; // tiles a warp holds; warps of a block, fewer where shared memory is short; heads in hand
 
-template <class T, int Values> __global__ void decode_attention_kernel(AttentionArgs a, float* partial) {
-    constexpr int Dim = Values * 32;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const std::int64_t qHead = blockIdx.x, head = qHead / (a.queryHeads / a.kvHeads), split = blockIdx.y, splits = gridDim.y;
-    const std::int32_t held = a.lengths[head];
-    const std::int64_t slice = (held + splits - 1) / splits, begin = split * slice, end = min(begin + slice, static_cast<std::int64_t>(held));
-    const T* keys = static_cast<const T*>(a.k.data) + head * a.k.head;
-    const T* values = static_cast<const T*>(a.v.data) + head * a.v.head;
-    const std::int32_t* positions = a.positions + head * a.capacity;
-    const std::int32_t now = a.queryPositions[0];
-
-    float q[Values], acc[Values] = {};
-    for (int i = 0; i < Values; ++i) q[i] = wide(static_cast<const T*>(a.q.data)[qHead * a.q.head + i * 32 + lane]) * a.scale;
-    float top = -FLT_MAX, sum = 0;
-    for (std::int64_t t = begin + warp; t < end && positions[t] <= now; t += Warps) {
-        float score = 0;
-        for (int i = 0; i < Values; ++i) score += q[i] * wide(keys[t * a.k.row + i * 32 + lane]);
-        for (int offset = 16; offset > 0; offset /= 2) score += __shfl_xor_sync(0xffffffffu, score, offset);
-        const float newTop = fmaxf(top, score), shrink = expf(top - newTop), weight = expf(score - newTop);
-        sum = sum * shrink + weight;
-        for (int i = 0; i < Values; ++i) acc[i] = acc[i] * shrink + weight * wide(values[t * a.v.row + i * 32 + lane]);
-        top = newTop;
+// Entries that the query sees of a head whose last one, of n, lies behind it. By a whole warp, uniform.
+__device__ int visibleEntries(const std::int32_t* positions, int n, int now) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    int low = 0, high = n - 1; // entries before low are seen, entry high is not
+#pragma unroll 1
+    while (low < high) {
+        const int step = (high - low + 32) / 33, probe = low + step * (lane + 1) - 1;
+        const int seen = __popc(__ballot_sync(EveryLane, probe < high && positions[probe] <= now));
+        if (seen < 32) high = min(high, low + step * (seen + 1) - 1);
+        low += step * seen;
     }
-    __shared__ float tops[Warps], sums[Warps], accs[Warps][Dim];
-    if (lane == 0) tops[warp] = top, sums[warp] = sum;
-    for (int i = 0; i < Values; ++i) accs[warp][i * 32 + lane] = acc[i];
-    __syncthreads();
-    if (warp != 0) return;
-    float all = -FLT_MAX, total = 0;
-    for (int w = 0; w < Warps; ++w) all = fmaxf(all, tops[w]);
-    float out[Values] = {};
-    for (int w = 0; w < Warps; ++w) {
-        const float shrink = sums[w] > 0 ? expf(tops[w] - all) : 0.0f;
-        total += sums[w] * shrink;
-        for (int i = 0; i < Values; ++i) out[i] += accs[w][i * 32 + lane] * shrink;
-    }
-    float* p = partial + (qHead * splits + split) * (Dim + 2);
-    for (int i = 0; i < Values; ++i) p[i * 32 + lane] = out[i];
-    if (lane == 0) p[Dim] = all, p[Dim + 1] = total;
+    return low;
 }
 
-template <class T> __global__ void combine_splits_kernel(AttentionArgs a, const float* partial, std::int64_t splits) {
-    const std::int64_t qHead = blockIdx.x, dim = a.dim;
-    const float* p = partial + qHead * splits * (dim + 2);
-    float all = -FLT_MAX;
-    for (std::int64_t s = 0; s < splits; ++s)
-        if (p[s * (dim + 2) + dim + 1] > 0) all = fmaxf(all, p[s * (dim + 2) + dim]);
-    for (std::int64_t i = threadIdx.x; i < dim; i += blockDim.x) {
-        float total = 0, out = 0;
-        for (std::int64_t s = 0; s < splits; ++s) {
-            const float* slice = p + s * (dim + 2);
-            const float shrink = slice[dim + 1] > 0 ? expf(slice[dim] - all) : 0.0f;
-            total += slice[dim + 1] * shrink;
-            out += slice[i] * shrink;
+// Slices of a walk, in `count` slots from `slot` on, put together. shared: [queryHeads, count] float2.
+template <class T, int Dim> __device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Walk& w, std::int64_t slot, int count, float2* shared) {
+    constexpr int Together = 10; // loads in flight
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll 1
+    for (int g = static_cast<int>(threadIdx.x) / 32; g < w.queryHeads; g += static_cast<int>(blockDim.x) / 32) {
+        float2* mine = shared + g * count;
+        float top = -FLT_MAX, sum = 0;
+#pragma unroll 1
+        for (int i = lane; i < count; i += 32) {
+            mine[i] = __ldcg(&s.parts[(slot + i) * TileHeads + g]);
+            top = fmaxf(top, mine[i].x);
         }
-        static_cast<T*>(a.out)[qHead * dim + i] = narrow<T>(total > 0 ? out / total : 0.0f); // nothing visible: 0
+#pragma unroll 1
+        for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
+#pragma unroll 1
+        for (int i = lane; i < count; i += 32) {
+            mine[i].x = power2(mine[i].x - top);
+            sum += mine[i].y * mine[i].x;
+        }
+#pragma unroll 1
+        for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(EveryLane, sum, step);
+        const float scale = sum > 0 ? 1 / sum : 0.0f; // nothing visible: 0
+#pragma unroll 1
+        for (int i = lane; i < count; i += 32) mine[i].x *= scale;
+        if (lane == 0 && s.logSums) s.logSums[w.queryHead + g] = top + log2f(sum);
     }
+    __syncthreads();
+    T* out = static_cast<T*>(a.out) + static_cast<std::int64_t>(w.queryHead) * Dim;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += static_cast<int>(blockDim.x)) {
+        const int g = i / (Dim / 2), d = i % (Dim / 2) * 2;
+        const float* from = s.outputs + (slot * TileHeads + g) * Dim + d;
+        float2 o = make_float2(0, 0);
+#pragma unroll 1
+        for (int k = 0; k < count; k += Together) {
+            float2 x[Together];
+#pragma unroll
+            for (int j = 0; j < Together; ++j)
+                x[j] = __ldcg(reinterpret_cast<const float2*>(from + static_cast<std::int64_t>(min(k + j, count - 1)) * TileHeads * Dim));
+#pragma unroll
+            for (int j = 0; j < Together; ++j) {
+                const float weight = k + j < count ? shared[g * count + k + j].x : 0.0f;
+                o.x += weight * x[j].x, o.y += weight * x[j].y;
+            }
+        }
+        out[g * Dim + d] = narrow<T>(o.x), out[g * Dim + d + 1] = narrow<T>(o.y);
+    }
+}
+
+template <class T, int Dim> struct DecodeShared { // sizes of the parts of a block's shared memory
+    static constexpr int Queries = TileScores<T, Dim, 1>::SharedFloats, Weights = TileOutputs<T, Dim>::SharedFloats, Outputs = OutputPlace<Dim>::Floats;
+    static constexpr int RingBytes = Ring * TileStream<T, Dim, Ring, true>::Stage;
+    __host__ __device__ static int outputBytes(int warps, int blocks) { // of all warps; combine() uses the place, too
+        const int outputs = Waiting * warps * Outputs * 4, slices = TileHeads * blocks * 8;
+        return outputs > slices ? outputs : slices;
+    }
+    static std::size_t bytes(int warps, int kvHeads, int walks, int blocks) {
+        return static_cast<std::size_t>(warps * (RingBytes + (Weights + Waiting * TileHeads * 2) * 4) + outputBytes(warps, blocks) + (Queries + kvHeads + 3 * walks + 2 + Waiting) * 4);
+    }
+};
+
+template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(const AttentionArgs a, const DecodeScratch s) {
+    extern __shared__ __align__(128) char shared[];
+    using Sizes = DecodeShared<T, Dim>;
+    using KeyTile = Tile<T, Dim>;
+    const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4, threads = static_cast<int>(blockDim.x);
+    float* allOutputs = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes);
+    float* weights = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes + Sizes::outputBytes(warps, static_cast<int>(gridDim.x))); // [warps, …]
+    float2* tops = reinterpret_cast<float2*>(weights + warps * Sizes::Weights);                                                           // [Waiting, warps, 8] (max, sum)
+    float* queries = reinterpret_cast<float*>(tops + Waiting * warps * TileHeads);
+    int* held = reinterpret_cast<int*>(queries + Sizes::Queries); // [kvHeads]
+    int* first = held + a.kvHeads;                                // [walks + 1]
+    const int group = static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads), parts = (group + TileHeads - 1) / TileHeads, walks = static_cast<int>(a.kvHeads) * parts;
+    int* last = first + walks + 1;                                // [Waiting]
+    int2* takers = reinterpret_cast<int2*>(last + Waiting + (a.kvHeads + walks + 1 + Waiting) % 2); // [walks] first block, how many
+
+    // Shares are of held entries: what the query sees is found out while the first tiles are on their way.
+    const int now = a.queryPositions[0];
+    if (warp == 0)
+        flattenHeads(static_cast<int>(a.kvHeads), parts, TileEntries, held, first,
+                     [&](int h) { return h < a.kvHeads ? max(0, min(a.lengths[h], static_cast<int>(a.capacity))) : 0; });
+    __syncthreads();
+    const int tiles = first[walks], blocks = blocksFor(first, walks, warps, static_cast<int>(gridDim.x)), block = static_cast<int>(blockIdx.x);
+#pragma unroll 1
+    for (int walk = block; walk < walks; walk += static_cast<int>(gridDim.x))
+        if (first[walk] == first[walk + 1]) { // an empty head: 0
+            const Walk w(group, parts, walk);
+#pragma unroll 1
+            for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * Dim; i += threads)
+                static_cast<T*>(a.out)[static_cast<std::int64_t>(w.queryHead) * Dim + i] = narrow<T>(0);
+            if (threadIdx.x == 0 && s.visible) s.visible[w.head] = 0;
+        }
+    if (block >= blocks) return;
+
+#pragma unroll 1
+    for (int walk = static_cast<int>(threadIdx.x); walk < walks; walk += threads)
+        if (first[walk] < first[walk + 1]) {
+            const int from = blockOfTile(first[walk], tiles, blocks);
+            takers[walk] = make_int2(from, blockOfTile(first[walk + 1] - 1, tiles, blocks) - from + 1);
+        }
+    const float scale = a.scale * Log2E;
+    TileScores<T, Dim, 1> scores;
+    TileOutputs<T, Dim> outputs;
+    int begin = shareBegin(block, tiles, blocks);
+    const int end = shareBegin(block + 1, tiles, blocks);
+    int walk = walkOfTile(first, walks, begin);
+    TileStream<T, Dim, Ring, true> stream{static_cast<const T*>(a.k.data), static_cast<const T*>(a.v.data), a.k.head, a.v.head, static_cast<int>(a.k.row * sizeof(T)),
+                                          static_cast<int>(a.v.row * sizeof(T)), shared + warp * Sizes::RingBytes, held, first, parts, warps, begin + warp, end, walk};
+    bool allSeen = true;
+    const auto readAhead = [&](int of) { // of a walk
+        const Walk w(group, parts, of);
+        scores.readQueries(static_cast<const T*>(a.q.data) + w.queryHead * a.q.head, a.q.head, w.queryHeads, queries);
+        allSeen = a.positions[w.head * a.capacity + held[w.head] - 1] <= now;
+    };
+    // Adds up the warps' outputs of the walks in hand; whoever is last to add to a walk puts it together.
+    const auto finish = [&](const int (&done)[Waiting], int count) {
+        __syncthreads();
+#pragma unroll 1
+        for (int j = 0; j < count; ++j) {
+            const Walk w(group, parts, done[j]);
+            const bool whole = takers[done[j]].y == 1;
+            const std::int64_t slot = block + done[j];
+            const float2* top0 = tops + j * warps * TileHeads;
+            const float* from = allOutputs + j * warps * Sizes::Outputs;
+#pragma unroll 1
+            for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += threads) {
+                const int g = i / (Dim / 2), d = i % (Dim / 2) * 2;
+                float2 part[MaxWarps], x[MaxWarps], o = make_float2(0, 0);
+                float top = -FLT_MAX, sum = 0;
+#pragma unroll
+                for (int k = 0; k < MaxWarps; ++k) {
+                    part[k] = k < warps ? top0[k * TileHeads + g] : make_float2(-FLT_MAX, 0);
+                    x[k] = k < warps ? *reinterpret_cast<const float2*>(from + k * Sizes::Outputs + OutputPlace<Dim>::of(g, d)) : make_float2(0, 0);
+                    top = fmaxf(top, part[k].x);
+                }
+#pragma unroll
+                for (int k = 0; k < MaxWarps; ++k) {
+                    const float shrink = power2(part[k].x - top);
+                    sum += part[k].y * shrink;
+                    o.x += x[k].x * shrink, o.y += x[k].y * shrink;
+                }
+                if (whole) {
+                    T* out = static_cast<T*>(a.out) + static_cast<std::int64_t>(w.queryHead + g) * Dim + d;
+                    const float scaleOut = sum > 0 ? 1 / sum : 0.0f; // nothing visible: 0
+                    out[0] = narrow<T>(o.x * scaleOut), out[1] = narrow<T>(o.y * scaleOut);
+                    if (d == 0 && s.logSums) s.logSums[w.queryHead + g] = top + log2f(sum);
+                } else {
+                    __stcg(reinterpret_cast<float2*>(s.outputs + (slot * TileHeads + g) * Dim + d), o);
+                    if (d == 0) __stcg(&s.parts[slot * TileHeads + g], make_float2(top, sum));
+                }
+            }
+        }
+        __threadfence();
+        __syncthreads();
+        if (static_cast<int>(threadIdx.x) < count) {
+            const int walk = done[threadIdx.x], slices = takers[walk].y;
+            last[threadIdx.x] = slices > 1 && atomicAdd(&s.arrived[walk], 1u) == static_cast<unsigned>(slices - 1);
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int j = 0; j < count; ++j)
+            if (last[j]) {
+                __threadfence();
+                const int2 taker = takers[done[j]];
+                combine<T, Dim>(a, s, Walk(group, parts, done[j]), taker.x + done[j], taker.y, reinterpret_cast<float2*>(allOutputs));
+                __syncthreads();
+            }
+        __syncthreads(); // shared memory is used again
+    };
+    int waiting = 0, waitingWalk[Waiting] = {};
+    readAhead(walk);
+    stream.begin();
+#pragma unroll 1
+    for (int flat = begin + warp; begin < end;) {
+        const Walk w(group, parts, walk);
+        const int n = held[w.head], stop = min(end, first[walk + 1]);
+        scores.useQueries();
+        const int visible = allSeen ? n : visibleEntries(a.positions + w.head * a.capacity, n, now);
+        if (s.visible && threadIdx.x == 0 && begin == first[walk]) s.visible[w.head] = visible;
+        int after = walk + 1; // the next one with entries
+#pragma unroll 1
+        while (stop < end && first[after + 1] == stop) ++after;
+        if (stop < end) readAhead(after);
+        outputs.clear();
+        float top0 = -FLT_MAX, top1 = -FLT_MAX, sum0 = 0, sum1 = 0;
+#pragma unroll 1
+        for (; flat < stop; flat += warps) {
+            const char* keys = stream.current();
+            const int at = (flat - first[walk]) * TileEntries, mine = at + KeyTile::entry(r);
+            float p[4];
+            scores.dot(keys, p);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) p[i] *= scale;
+            if (at + TileEntries > visible) {
+                if (mine >= visible) p[0] = p[1] = -INFINITY;
+                if (mine + 8 >= visible) p[2] = p[3] = -INFINITY;
+            }
+            if (s.scores)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    if (mine + i / 2 * 8 < visible && 2 * c + i % 2 < w.queryHeads)
+                        s.scores[(w.queryHead + 2 * c + i % 2) * a.capacity + mine + i / 2 * 8] = p[i];
+            float high0 = fmaxf(p[0], p[2]), high1 = fmaxf(p[1], p[3]);
+#pragma unroll
+            for (int step = 4; step < 32; step *= 2) {
+                high0 = fmaxf(high0, __shfl_xor_sync(EveryLane, high0, step));
+                high1 = fmaxf(high1, __shfl_xor_sync(EveryLane, high1, step));
+            }
+            high0 = fmaxf(high0, top0), high1 = fmaxf(high1, top1);
+            const float shrink0 = power2(top0 - high0), shrink1 = power2(top1 - high1);
+            top0 = high0, top1 = high1;
+            p[0] = power2(p[0] - top0), p[1] = power2(p[1] - top1), p[2] = power2(p[2] - top0), p[3] = power2(p[3] - top1);
+            sum0 = sum0 * shrink0 + p[0] + p[2], sum1 = sum1 * shrink1 + p[1] + p[3];
+            outputs.add(keys + KeyTile::Bytes, p, shrink0, shrink1, weights + warp * Sizes::Weights);
+            stream.release();
+        }
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) sum0 += __shfl_xor_sync(EveryLane, sum0, step), sum1 += __shfl_xor_sync(EveryLane, sum1, step);
+        outputs.store(allOutputs + (waiting * warps + warp) * Sizes::Outputs, w.queryHeads);
+        float2* mine = tops + (waiting * warps + warp) * TileHeads;
+        if (r == 0) mine[2 * c] = make_float2(top0, sum0), mine[2 * c + 1] = make_float2(top1, sum1);
+        // Most blocks see one head or two: what waits is added up at the end, when no tile is missed meanwhile.
+        waitingWalk[waiting++] = walk;
+        begin = stop, walk = after;
+        if (waiting == Waiting || begin == end) {
+            finish(waitingWalk, waiting);
+            waiting = 0;
+        }
+    }
+}
+
+// Weights of the query from its scores: lastRows = w, columnSum += w. Grid (entries, query heads).
+__global__ void decode_weights_kernel(const AttentionArgs a, const DecodeScratch s) {
+    const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, head = blockIdx.y;
+    if (t >= a.capacity) return;
+    const bool seen = t < s.visible[static_cast<int>(head) / (static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads))];
+    const std::int64_t at = head * a.capacity + t;
+    const float weight = seen ? power2(s.scores[at] - s.logSums[head]) : 0.0f;
+    if (a.lastCount > 0) a.lastRows[at] = weight;
+    if (seen && a.columnSum) a.columnSum[at] += weight;
+}
+
+template <class T, int Dim> cudaError_t launch(const AttentionArgs& args, const DecodeScratch& scratch, const CudaDevice& device, cudaStream_t stream) {
+    using Sizes = DecodeShared<T, Dim>;
+    const int walks = walksOf(args.queryHeads, args.kvHeads), kvHeads = static_cast<int>(args.kvHeads), blocks = decodeBlocks(device);
+    int warps = MaxWarps;
+#pragma unroll 1
+    while (warps > 1 && Sizes::bytes(warps, kvHeads, walks, blocks) > static_cast<std::size_t>(device.sharedPerBlock)) --warps;
+    const std::size_t bytes = Sizes::bytes(warps, kvHeads, walks, blocks);
+    const auto kernel = decode_attention_kernel<T, Dim>;
+    if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)); error != cudaSuccess)
+        return error;
+    if (const cudaError_t error = cudaMemsetAsync(scratch.arrived, 0, sizeof(unsigned) * static_cast<std::size_t>(walks), stream); error != cudaSuccess)
+        return error;
+    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(warps * 32), bytes, stream>>>(args, scratch);
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess || !scratch.scores) return error;
+    const dim3 grid(static_cast<unsigned>((args.capacity + 255) / 256), static_cast<unsigned>(args.queryHeads));
+    decode_weights_kernel<<<grid, 256, 0, stream>>>(args, scratch);
+    return cudaGetLastError();
 }
 
 } // namespace
 
-bool decodesHeadSize(std::int64_t dim) { return dim == 32 || dim == 64 || dim == 128 || dim == 256; }
+int decodeBlocks(const CudaDevice& device) { return device.multiprocessors; }
 
-std::int64_t decodeSplits(std::int64_t queryHeads, std::int64_t capacity, int multiprocessors) {
-    const std::int64_t wanted = 4 * multiprocessors / std::max<std::int64_t>(1, queryHeads); // four blocks a multiprocessor
-    return std::clamp<std::int64_t>(std::min(wanted, capacity / 64), 1, 256);
-}
-
-cudaError_t launchDecodeAttention(const AttentionArgs& args, CudaElement element, float* partial, std::int64_t splits, cudaStream_t stream) {
-    const dim3 grid(static_cast<unsigned>(args.queryHeads), static_cast<unsigned>(splits));
-    return forElement(element, [&](auto zero) {
-        using T = decltype(zero);
-        switch (args.dim) {
-        case 32:
-            decode_attention_kernel<T, 1><<<grid, Warps * 32, 0, stream>>>(args, partial);
-            break;
-        case 64:
-            decode_attention_kernel<T, 2><<<grid, Warps * 32, 0, stream>>>(args, partial);
-            break;
-        case 128:
-            decode_attention_kernel<T, 4><<<grid, Warps * 32, 0, stream>>>(args, partial);
-            break;
-        case 256:
-            decode_attention_kernel<T, 8><<<grid, Warps * 32, 0, stream>>>(args, partial);
-            break;
-        default:
-            return cudaErrorNotSupported;
-        }
-        if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-        combine_splits_kernel<T><<<static_cast<unsigned>(args.queryHeads), 128, 0, stream>>>(args, partial, splits);
-        return cudaGetLastError();
+cudaError_t launchDecodeAttention(const AttentionArgs& args, CudaElement element, const DecodeScratch& scratch, const CudaDevice& device, cudaStream_t stream) {
+    return forHeadSize(args.dim, [&](auto dim) {
+        return forElement(element, [&](auto zero) { return launch<decltype(zero), decltype(dim)::value>(args, scratch, device, stream); });
     });
 }
 

@@ -5,6 +5,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <type_traits>
 
 namespace keepsight::cuda {
 
@@ -27,6 +28,26 @@ template <class F> cudaError_t forElement(CudaElement element, F&& f) {
         return f(__half{});
     }
     return cudaErrorInvalidValue;
+}
+
+// Calls f with the head size as a type; cudaErrorNotSupported for those without kernels (hasHeadSize() in launch.h).
+template <class F> cudaError_t forHeadSize(std::int64_t dim, F&& f) {
+    switch (dim) {
+    case 32:
+        return f(std::integral_constant<int, 32>{});
+    case 64:
+        return f(std::integral_constant<int, 64>{});
+    case 80:
+        return f(std::integral_constant<int, 80>{});
+    case 96:
+        return f(std::integral_constant<int, 96>{});
+    case 128:
+        return f(std::integral_constant<int, 128>{});
+    case 256:
+        return f(std::integral_constant<int, 256>{});
+    default:
+        return cudaErrorNotSupported;
+    }
 }
 
 } // namespace keepsight::cuda

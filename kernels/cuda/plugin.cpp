@@ -9,6 +9,9 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <mutex>
 
 namespace keepsight::cuda {
 namespace {
@@ -33,6 +36,51 @@ CudaElement elementOf(const at::Tensor& t) {
         TORCH_CHECK(false, "keepsight: expected fp32, bf16 or fp16 on the device, found ", t.scalar_type());
     }
 }
+
+const CudaDevice& deviceOf(const at::Tensor& t) {
+    static std::array<CudaDevice, 64> devices; // attributes do not change: a race writes the same values
+    static std::array<std::atomic<bool>, 64> known;
+    const auto index = static_cast<std::size_t>(t.get_device());
+    TORCH_CHECK(index < devices.size(), "keepsight: device number ", index, " is too large");
+    if (!known[index]) {
+        static std::mutex one;
+        const std::lock_guard lock(one);
+        CudaDevice found;
+        int major = 0, device = static_cast<int>(index);
+        check(cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, device), "device");
+        check(cudaDeviceGetAttribute(&found.sharedPerBlock, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
+        check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
+        found.clusters = major >= 9;
+        devices[index] = found;
+        known[index] = true;
+    }
+    return devices[index];
+}
+
+// Dense rows with every row at a multiple of 16 bytes, as the kernels that read whole tiles want it: a cache is so already, anything else is copied.
+at::Tensor inTiles(const at::Tensor& t) {
+    const auto bytes = static_cast<std::int64_t>(t.element_size());
+    const bool fits = t.stride(2) == 1 && t.stride(0) * bytes % 16 == 0 && t.stride(1) * bytes % 16 == 0 && t.stride(1) * bytes < (std::int64_t{1} << 31) && reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % 16 == 0;
+    return fits ? t : t.clone(at::MemoryFormat::Contiguous);
+}
+
+// Parts of one allocation, each at a multiple of 16 bytes.
+class Scratch {
+public:
+    template <class T> void add(T*& place, std::int64_t count) {
+        m_places.push_back({reinterpret_cast<void**>(&place), m_bytes});
+        m_bytes += (count * static_cast<std::int64_t>(sizeof(T)) + 15) / 16 * 16;
+    }
+    void allocate(const at::Tensor& like) {
+        m_memory = at::empty({m_bytes}, like.options().dtype(at::kByte));
+        for (const auto& [place, offset] : m_places) *place = static_cast<std::uint8_t*>(m_memory.mutable_data_ptr()) + offset;
+    }
+
+private:
+    std::vector<std::pair<void**, std::int64_t>> m_places;
+    std::int64_t m_bytes = 0;
+    at::Tensor m_memory;
+};
 
 std::int64_t entryBytes(const at::Tensor& t) {
     std::int64_t n = static_cast<std::int64_t>(t.element_size());
@@ -136,8 +184,7 @@ at::Tensor rope(const at::Tensor& input, const at::Tensor& positions, const at::
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
                      const at::Tensor& queryPositions, double scale, const OptionalTensor& columnSum, const OptionalTensor& lastRows, const OptionalTensor& map,
                      int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
-    const bool plainDecode = q.size(1) == 1 && !columnSum && !lastRows && !map && decodesHeadSize(q.size(2)) && k.scalar_type() == q.scalar_type() &&
-                             v.scalar_type() == q.scalar_type() && k.stride(2) == 1 && v.stride(2) == 1;
+    const bool plainDecode = q.size(1) == 1 && !map && hasHeadSize(q.size(2));
     if (!plainDecode) {
         using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
                                      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t);
@@ -146,12 +193,12 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                              lastRows, map, mapRowBegin, rowBin, colBin);
     }
     const c10::cuda::CUDAGuard guard(q.device());
-    const at::Tensor query = q.stride(2) == 1 ? q : q.contiguous(), places = positions.contiguous(), held = lengths.contiguous();
+    const at::Tensor query = inTiles(q), keys = inTiles(k), values = inTiles(v), places = positions.contiguous(), held = lengths.contiguous();
     at::Tensor out = at::empty({1, q.size(0) * q.size(2)}, q.options());
     AttentionArgs a;
     a.q = {query.const_data_ptr(), query.stride(0), query.stride(1)};
-    a.k = {k.const_data_ptr(), k.stride(0), k.stride(1)};
-    a.v = {v.const_data_ptr(), v.stride(0), v.stride(1)};
+    a.k = {keys.const_data_ptr(), keys.stride(0), keys.stride(1)};
+    a.v = {values.const_data_ptr(), values.stride(0), values.stride(1)};
     a.queryHeads = q.size(0);
     a.kvHeads = k.size(0);
     a.queries = 1;
@@ -162,12 +209,79 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     a.queryPositions = queryPositions.const_data_ptr<std::int32_t>();
     a.scale = static_cast<float>(scale);
     a.out = out.mutable_data_ptr();
-    int multiprocessors = 1;
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, q.get_device()), "attention");
-    const std::int64_t splits = decodeSplits(a.queryHeads, a.capacity, multiprocessors);
-    const at::Tensor partial = at::empty({a.queryHeads, splits, a.dim + 2}, q.options().dtype(at::kFloat));
-    check(launchDecodeAttention(a, elementOf(q), partial.mutable_data_ptr<float>(), splits, stream()), "attention");
+    if (columnSum) a.columnSum = columnSum->mutable_data_ptr<float>();
+    if (lastRows && lastRows->size(1) > 0) a.lastRows = lastRows->mutable_data_ptr<float>(), a.lastCount = 1;
+    const CudaDevice& device = deviceOf(q);
+    const std::int64_t walks = walksOf(a.queryHeads, a.kvHeads), slots = decodeBlocks(device) + walks;
+    DecodeScratch s;
+    Scratch scratch;
+    scratch.add(s.outputs, slots * 8 * a.dim);
+    scratch.add(s.parts, slots * 8);
+    scratch.add(s.arrived, walks);
+    if (a.columnSum || a.lastRows) {
+        scratch.add(s.scores, a.queryHeads * a.capacity);
+        scratch.add(s.logSums, a.queryHeads);
+        scratch.add(s.visible, a.kvHeads);
+    }
+    scratch.allocate(q);
+    check(launchDecodeAttention(a, elementOf(q), s, device, stream()), "attention");
     return out;
+}
+
+at::Tensor topK(const at::Tensor& scores, const at::Tensor& counts, int64_t k) {
+    const c10::cuda::CUDAGuard guard(scores.device());
+    const at::Tensor rows = scores.stride(1) == 1 ? scores : scores.contiguous(), held = counts.contiguous();
+    at::Tensor out = at::empty({scores.size(0), k}, counts.options());
+    TopKArgs a;
+    a.scores = rows.const_data_ptr<float>();
+    a.row = rows.stride(0);
+    a.rows = rows.size(0);
+    a.capacity = rows.size(1);
+    a.k = k;
+    a.counts = held.const_data_ptr<std::int32_t>();
+    a.out = out.mutable_data_ptr<std::int32_t>();
+    const CudaDevice& device = deviceOf(scores);
+    TopKScratch s;
+    Scratch scratch;
+    scratch.add(s.candidates, topKCandidates(a, device));
+    scratch.allocate(scores);
+    check(launchTopK(a, s, device, stream()), "top_k");
+    return out;
+}
+
+at::Tensor softVote(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end, double scale) {
+    if (!hasHeadSize(keys.size(2))) {
+        using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t, double);
+        static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::soft_vote", "").typed<Signature>();
+        return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), queries, keys, lengths, begin, end, scale);
+    }
+    const c10::cuda::CUDAGuard guard(keys.device());
+    const at::Tensor wide = inTiles(queries.to(at::kFloat).contiguous().unsqueeze(0)).squeeze(0), rows = inTiles(keys), held = lengths.contiguous();
+    at::Tensor vote = at::empty({end - begin}, wide.options());
+    SoftVoteArgs a;
+    a.queries = wide.const_data_ptr<float>();
+    a.keys = rows.const_data_ptr();
+    a.keyHead = rows.stride(0);
+    a.keyRow = rows.stride(1);
+    a.queryHeads = wide.size(0);
+    a.kvHeads = rows.size(0);
+    a.dim = rows.size(2);
+    a.lengths = held.const_data_ptr<std::int32_t>();
+    a.begin = begin;
+    a.end = end;
+    a.scale = static_cast<float>(scale);
+    a.vote = vote.mutable_data_ptr<float>();
+    const CudaDevice& device = deviceOf(keys);
+    const std::int64_t walks = walksOf(a.queryHeads, a.kvHeads);
+    SoftVoteScratch s;
+    s.width = voteWidth(a.queryHeads, a.kvHeads);
+    Scratch scratch;
+    scratch.add(s.scores, walks * (end - begin) * s.width);
+    scratch.add(s.parts, (voteBlocks(device) + walks) * 8);
+    scratch.add(s.first, walks + 1);
+    scratch.allocate(wide);
+    check(launchSoftVote(a, elementOf(rows), s, device, stream()), "soft_vote");
+    return vote;
 }
 
 } // namespace
@@ -180,6 +294,8 @@ TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
     m.impl("silu_mul", siluMul);
     m.impl("rope", rope);
     m.impl("attention", attention);
+    m.impl("top_k", topK);
+    m.impl("soft_vote", softVote);
 }
 
 } // namespace keepsight::cuda

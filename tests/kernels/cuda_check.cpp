@@ -1,12 +1,13 @@
-// Every operator on the CUDA device against the CPU, over odd sizes, dtypes and ragged heads; then times against the device's copy bandwidth.
+// Every operator on the CUDA device against the CPU or fp64, over odd sizes, dtypes and ragged heads; tests/bench/gpu_bench.cpp has the times.
 // A plain program, so that it runs on a machine without Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
-//   cuda_check [--bench]
+//   cuda_check [--quick]   few cases, for a sanitizer
+#include "engine/data/error.h"
 #include "kernels/bind/ops.h"
 
 #include <ATen/ATen.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/InferenceMode.h>
-#include <chrono>
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -16,6 +17,8 @@ using namespace keepsight;
 namespace {
 
 int failures = 0, checks = 0;
+
+at::Tensor gpu(const at::Tensor& t) { return t.to(at::kCUDA); }
 
 void expectClose(const char* what, const at::Tensor& onDevice, const at::Tensor& expected, double tolerance) {
     ++checks;
@@ -36,7 +39,6 @@ void checkCase(const Case& c) {
     const double tolerance = c.type == at::kFloat ? 2e-5 : 2e-2;
     // The CPU has no fp16: the reference is fp32 from the same rounded values.
     const at::ScalarType reference = c.type == at::kHalf ? at::kFloat : c.type;
-    const auto gpu = [](const at::Tensor& t) { return t.to(at::kCUDA); };
     const auto values = [&](at::IntArrayRef sizes) { return at::randn(sizes).to(c.type); };
     char label[160];
     const auto name = [&](const char* op) {
@@ -106,44 +108,157 @@ void checkCase(const Case& c) {
     expectClose(name("silu_mul"), ops::silu_mul(gpu(rows)), ops::silu_mul(rows.to(reference)), tolerance);
 }
 
-void synchronize() { at::ones({1}, at::kCUDA).item<float>(); }
-
-double microseconds(const std::function<void()>& run) {
-    std::vector<double> times;
-    at::Tensor flush = at::empty({256 << 20}, at::TensorOptions().dtype(at::kByte).device(at::kCUDA));
-    for (int i = 0; i < 15; ++i) {
-        flush.fill_(i); // cold L2
-        synchronize();
-        const auto begin = std::chrono::steady_clock::now();
-        run();
-        synchronize();
-        times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count());
-    }
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
+void expectSame(const char* what, const at::Tensor& found, const at::Tensor& expected) {
+    ++checks;
+    if (at::equal(found.to(at::kCPU), expected.to(at::kCPU))) return;
+    ++failures;
+    std::printf("FAIL %s: differs\n", what);
 }
 
-void bench() {
-    const auto options = at::TensorOptions().dtype(at::kBFloat16).device(at::kCUDA);
-    const at::Tensor big = at::empty({std::int64_t{1} << 30}, at::TensorOptions().dtype(at::kByte).device(at::kCUDA)), other = at::empty_like(big);
-    const double copy = microseconds([&] { at::Tensor(other).copy_(big); }), idle = microseconds([] {});
-    const double bandwidth = 2.0 * static_cast<double>(big.numel()) / (copy - idle) * 1e-6; // TB/s
-    std::printf("copy %.2f TB/s; empty launch and synchronise %.1f us (taken off below)\n", bandwidth, idle);
-    for (const int context : {4096, 32768, 131072}) {
-        const at::Tensor k = at::randn({8, context, 128}, options), v = at::randn({8, context, 128}, options), q = at::randn({32, 1, 128}, options);
-        const at::Tensor positions = at::arange(context, at::TensorOptions().dtype(at::kInt).device(at::kCUDA)).expand({8, context}).contiguous();
-        const at::Tensor lengths = at::full({8}, context, positions.options()), now = at::full({1}, context, positions.options());
-        const double own = microseconds([&] { ops::attention(q, k, v, positions, lengths, now, 0.088); }) - idle;
-        const double sdpa = microseconds([&] {
-                                at::scaled_dot_product_attention(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), {}, 0.0, false, std::nullopt, true);
-                            }) - idle;
-        const double bytes = 2.0 * static_cast<double>(k.nbytes());
-        std::printf("decode attention bf16 32/8 heads D 128 context %6d: %7.1f us (%.2f TB/s, %.0f %% of copy); torch SDPA %7.1f us\n", context, own, bytes / own * 1e-6,
-                    100 * bytes / own * 1e-6 / bandwidth, sdpa);
-        const at::Tensor index = at::arange(0, context, 2, positions.options()).expand({8, context / 2}).contiguous(), counts = at::full({8}, context / 2, positions.options());
-        const double gather = microseconds([&] { ops::gather_entries(k, index, counts, context / 2); }) - idle;
-        std::printf("gather_entries half of %6d: %7.1f us (%.2f TB/s)\n", context, gather, static_cast<double>(k.nbytes()) / gather * 1e-6);
+void expectRefused(const char* what, const std::function<void()>& call) {
+    ++checks;
+    try {
+        call();
+    } catch (const EngineError&) {
+        return;
     }
+    ++failures;
+    std::printf("FAIL %s: not refused\n", what);
+}
+
+// Weights of one query in fp64: [Hq, C], 0 where nothing is seen.
+at::Tensor weightsOf(const at::Tensor& q, const at::Tensor& k, const at::Tensor& seen, double scale) {
+    const int64_t heads = k.size(0), group = q.size(0) / heads;
+    const at::Tensor hidden = seen.logical_not().repeat_interleave(group, 0);
+    const at::Tensor dots = at::matmul(q.to(at::kDouble).view({heads, group, -1}), k.to(at::kDouble).transpose(1, 2)).mul(scale).reshape({q.size(0), k.size(1)});
+    return at::softmax(dots.masked_fill(hidden, -INFINITY), -1).masked_fill(hidden, 0);
+}
+
+// Decode attention with ragged and empty heads, an arbitrary layout, hidden entries and the statistics of h2o and tova.
+void checkDecode(int group, int dim, int capacity, at::ScalarType type, bool cut, bool strided) {
+    const int heads = 4;
+    at::manual_seed(capacity * 7 + group * 3 + dim);
+    char label[160];
+    const auto name = [&](const char* op) {
+        std::snprintf(label, sizeof label, "%s group %d dim %d capacity %d %s%s%s", op, group, dim, capacity, c10::toString(type), cut ? " cut" : "", strided ? " strided" : "");
+        return label;
+    };
+    const auto values = [&](at::IntArrayRef sizes) { return at::randn(sizes).to(type); };
+    const at::Tensor q = values({heads * group, 1, dim});
+    at::Tensor k = values({heads, capacity, dim}), v = values({heads, capacity, dim});
+    const at::Tensor lengths = at::tensor({capacity, capacity / 3, 0, std::min(capacity, 1 + capacity / 2)}, at::kInt);
+    const at::Tensor places = at::arange(capacity, at::kInt), positions = (places * 2).expand({heads, capacity}).contiguous();
+    const at::Tensor now = at::full({1}, cut ? capacity : 2 * capacity, at::kInt);
+    const at::Tensor seen = (places.unsqueeze(0) < lengths.unsqueeze(1)) & (positions <= now);
+    at::Tensor kGpu = gpu(k), vGpu = gpu(v);
+    if (strided) { // an odd place in memory, and rows that are not neighbours
+        kGpu = at::empty({heads, capacity, dim + 3}, kGpu.options()).narrow(2, 1, dim), kGpu.copy_(k);
+        vGpu = at::empty({capacity, heads, 2 * dim}, vGpu.options()).narrow(2, dim, dim).transpose(0, 1), vGpu.copy_(v);
+    }
+    const at::Tensor behind = gpu(places.unsqueeze(0) >= lengths.unsqueeze(1)).unsqueeze(2);
+    kGpu.masked_fill_(behind, NAN), vGpu.masked_fill_(behind, NAN); // what lies behind the held entries may be anything
+    const at::Tensor weights = weightsOf(q, k, seen, 0.2);
+    const at::Tensor out = at::matmul(weights.view({heads, group, capacity}), v.to(at::kDouble)).reshape({1, -1});
+    const double tolerance = type == at::kFloat ? 1e-5 : type == at::kHalf ? 2e-3 : 1e-2;
+    const auto run = [&](ops::AttentionStats* stats) { return ops::attention(gpu(q), kGpu, vGpu, gpu(positions), gpu(lengths), gpu(now), 0.2, stats); };
+    const at::Tensor plain = run(nullptr);
+    expectClose(name("decode"), plain, out, tolerance);
+    for (int i = 0; i < 3; ++i) expectSame(name("decode again"), run(nullptr), plain);
+    ops::AttentionStats stats;
+    stats.columnSum = at::ones({heads * group, capacity}, at::TensorOptions().device(at::kCUDA));
+    stats.lastRows = at::full({heads * group, 1, capacity}, NAN, stats.columnSum.options());
+    expectSame(name("decode with statistics"), run(&stats), plain);
+    expectClose(name("decode column sums"), stats.columnSum, weights + 1, 1e-5);
+    expectClose(name("decode last rows"), stats.lastRows, weights.unsqueeze(1), 1e-5);
+    ops::AttentionStats again;
+    again.columnSum = at::ones_like(stats.columnSum);
+    run(&again);
+    expectSame(name("decode column sums again"), again.columnSum, stats.columnSum);
+}
+
+void checkDecodes() {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        for (const int dim : {32, 64, 80, 96, 128, 256})
+            for (const int group : {1, 3, 4, 8})
+                for (const int capacity : {1, 31, 33, 4097}) checkDecode(group, dim, capacity, type, false, false);
+        for (const int dim : {32, 80, 128, 256}) checkDecode(3, dim, 4097, type, true, false), checkDecode(4, dim, 533, type, true, true);
+        checkDecode(12, 64, 999, type, false, false);  // more than eight query heads a KV head
+        checkDecode(2, 72, 100, type, true, false);    // a head size without a kernel
+        checkDecode(4, 128, 70000, type, true, false); // positions looked up in several rounds
+    }
+}
+
+void checkTopK() {
+    const auto options = at::TensorOptions().dtype(at::kFloat);
+    for (const int capacity : {1, 31, 33, 4097, 16385, 131072, 300001})
+        for (const int k : {0, 1, 7, 2048, 20000})
+            for (const char* kind : {"normal", "few values", "special", "votes"}) {
+                if (k > 2048 && capacity == 1) continue;
+                at::manual_seed(capacity + k);
+                const std::string what = std::string("top_k ") + kind + " " + std::to_string(k) + " of " + std::to_string(capacity);
+                at::Tensor x = at::randn({4, capacity}, options);
+                if (kind[0] == 'f') x = at::floor(x * 2);
+                if (kind[0] == 's') // NaN, infinities, both zeros
+                    x = at::where(x > 1, at::full_like(x, NAN), at::where(x > 0.5, at::full_like(x, -INFINITY), at::where(x > 0, at::full_like(x, -0.0), at::where(x > -2, at::zeros_like(x), at::full_like(x, INFINITY)))));
+                if (kind[0] == 'v') x = at::softmax(x * 6, 1);
+                const at::Tensor counts = at::tensor({capacity, capacity / 2, 0, std::min(capacity, 3)}, at::kInt);
+                const at::Tensor found = ops::top_k(gpu(x), gpu(counts), k);
+                expectSame(what.c_str(), found, ops::top_k(x, counts, k));
+                expectSame((what + " again").c_str(), ops::top_k(gpu(x), gpu(counts), k), found);
+                if (k != 7) continue;
+                const at::Tensor wide = gpu(at::cat({x, x}, 1)).narrow(1, 1, capacity); // rows at odd places
+                expectSame((what + " strided").c_str(), ops::top_k(wide, gpu(counts), k), ops::top_k(wide.cpu(), counts, k));
+            }
+    // The composite against a plain sort.
+    const at::Tensor x = at::floor(at::randn({1, 500}) * 3);
+    std::vector<std::int32_t> order(500);
+    for (int i = 0; i < 500; ++i) order[static_cast<std::size_t>(i)] = i;
+    const float* v = x.const_data_ptr<float>();
+    std::sort(order.begin(), order.end(), [v](int a, int b) { return v[a] > v[b] || (v[a] == v[b] && a > b); });
+    order.resize(100);
+    std::sort(order.begin(), order.end());
+    expectSame("top_k against a sort", ops::top_k(x, at::full({1}, 500, at::kInt), 100), at::tensor(order, at::kInt).unsqueeze(0));
+    expectRefused("top_k of bf16 scores", [&] { ops::top_k(gpu(x).to(at::kBFloat16), gpu(at::zeros({1}, at::kInt)), 1); });
+    expectRefused("top_k with two counts", [&] { ops::top_k(gpu(x), gpu(at::zeros({2}, at::kInt)), 1); });
+    expectRefused("top_k of less than nothing", [&] { ops::top_k(gpu(x), gpu(at::zeros({1}, at::kInt)), -1); });
+}
+
+void checkVote(int group, int dim, int capacity, at::ScalarType type, bool wideQueries) {
+    const int heads = 4;
+    at::manual_seed(capacity + group * 5 + dim);
+    char label[160];
+    std::snprintf(label, sizeof label, "soft_vote group %d dim %d capacity %d %s%s", group, dim, capacity, c10::toString(type), wideQueries ? ", fp32 queries" : "");
+    const at::Tensor q = at::randn({heads * group, dim}).to(wideQueries ? at::kFloat : type), k = at::randn({heads, capacity, dim}).to(type);
+    const at::Tensor lengths = at::tensor({capacity, capacity, 0, 1 + capacity / 2}, at::kInt);
+    const int64_t begin = capacity / 8, end = capacity - capacity / 16;
+    const at::Tensor places = at::arange(capacity, at::kInt).unsqueeze(0), seen = (places < lengths.unsqueeze(1)) & (places >= begin) & (places < end);
+    const at::Tensor vote = weightsOf(q, k, seen, 0.6).sum(0).slice(0, begin, end);
+    at::Tensor keys = gpu(k);
+    keys.masked_fill_(gpu(places >= lengths.unsqueeze(1)).unsqueeze(2), NAN);
+    const auto run = [&](const at::Tensor& from) { return ops::soft_vote(gpu(q), from, gpu(lengths), begin, end, 0.6); };
+    const at::Tensor found = run(keys);
+    const double top = std::max(1e-30, vote.numel() ? vote.max().item<double>() : 1.0);
+    expectClose(label, found / top, vote / top, 2e-5);
+    expectSame(label, run(keys), found);
+    const at::Tensor odd = at::empty({heads, capacity, dim + 3}, keys.options()).narrow(2, 1, dim);
+    odd.copy_(keys);
+    expectSame(label, run(odd), found);
+}
+
+void checkVotes() {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        for (const int dim : {32, 64, 80, 96, 128, 256})
+            for (const int group : {1, 3, 4, 8})
+                for (const int capacity : {1, 31, 33, 4097}) checkVote(group, dim, capacity, type, group != 3);
+        checkVote(12, 64, 999, type, true);
+        checkVote(2, 72, 100, type, true);
+    }
+    const at::Tensor q = gpu(at::randn({8, 64})), k = gpu(at::randn({4, 50, 64})), n = gpu(at::full({4}, 50, at::kInt));
+    expectRefused("soft_vote beyond the entries", [&] { ops::soft_vote(q, k, n, 0, 51, 1); });
+    expectRefused("soft_vote from behind", [&] { ops::soft_vote(q, k, n, 5, 4, 1); });
+    expectRefused("soft_vote of another head size", [&] { ops::soft_vote(q.narrow(1, 0, 32), k, n, 0, 50, 1); });
+    expectRefused("soft_vote with 3 query heads", [&] { ops::soft_vote(q.narrow(0, 0, 3), k, n, 0, 50, 1); });
+    expectRefused("soft_vote with lengths of another device", [&] { ops::soft_vote(q, k, n.cpu(), 0, 50, 1); });
 }
 
 } // namespace
@@ -155,12 +270,24 @@ int main(int argc, char** argv) {
         std::printf("skipped: %s\n", why.empty() ? "the driver shows no device" : why.c_str());
         return 77;
     }
-    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf})
-        for (const int dim : {32, 64, 80, 128, 256})
-            for (const int capacity : {1, 31, 33, 4097})
-                for (const int queries : {1, 7, 130})
-                    if (capacity <= 33 || dim == 64) checkCase({3, 3, dim, capacity, queries, type});
+    if (argc > 1 && std::strcmp(argv[1], "--quick") == 0) {
+        for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+            for (const int dim : {80, 128}) checkDecode(4, dim, 700, type, true, dim == 80), checkVote(3, dim, 333, type, true);
+            checkDecode(12, 64, 5000, type, false, false);
+        }
+        const at::Tensor scores = at::floor(at::randn({2, 140000}) * 100), few = at::tensor({140000, 20000}, at::kInt);
+        expectSame("top_k", ops::top_k(gpu(scores), gpu(few), 64), ops::top_k(scores, few, 64));
+        expectSame("top_k", ops::top_k(gpu(scores.narrow(1, 0, 17000)), gpu(few), 64), ops::top_k(scores.narrow(1, 0, 17000), few, 64));
+    } else {
+        for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf})
+            for (const int dim : {32, 64, 80, 128, 256})
+                for (const int capacity : {1, 31, 33, 4097})
+                    for (const int queries : {1, 7, 130})
+                        if (capacity <= 33 || dim == 64) checkCase({3, 3, dim, capacity, queries, type});
+        checkDecodes();
+        checkTopK();
+        checkVotes();
+    }
     std::printf("%d checks, %d failed\n", checks, failures);
-    if (argc > 1 && std::strcmp(argv[1], "--bench") == 0) bench();
     return failures ? 1 : 0;
 }

@@ -1,0 +1,180 @@
+// Times the CUDA kernels of decode against torch's own on the same data, one after the other, and prints a table, and JSON with --json FILE.
+//
+// Llama-3-8B shape: 32 query and 8 KV heads of 128, bf16, batch 1. Every run finds a cold L2: a buffer larger than it is written first, and another one
+// read, so that no written lines are left (--dirty: only written; what it left is then written back during the run). Median of many, from device events.
+// floor: the bytes that must be read, at this run's copy bandwidth.
+//   gpu_bench [--json FILE] [--dirty] [decode] [ragged] [statistics] [top_k] [vote]
+#include "kernels/bind/ops.h"
+
+#include <ATen/ATen.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <algorithm>
+#include <c10/core/Event.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+namespace {
+
+using namespace keepsight;
+using Work = std::function<void()>;
+
+constexpr int64_t QueryHeads = 32, KvHeads = 8, HeadSize = 128;
+
+at::TensorOptions on(at::ScalarType type) { return at::TensorOptions().dtype(type).device(at::kCUDA); }
+
+class Bench {
+public:
+    explicit Bench(bool dirty) : m_dirty(dirty), m_written(at::empty({256 << 20}, on(at::kByte))), m_read(at::ones({64 << 20}, on(at::kFloat))) {
+        const at::Tensor from = at::ones({1 << 30}, on(at::kByte));
+        at::Tensor to = at::empty_like(from);
+        m_copy = 2.0 * static_cast<double>(from.nbytes()) / median({[&] { to.copy_(from); }}, 11)[0]; // bytes per µs
+        std::printf("copy bandwidth %.2f TB/s, L2 %s\n", m_copy * 1e-6, dirty ? "cold and dirty" : "cold");
+        std::printf("%-58s %9s %9s %9s %7s %7s\n", "", "ours µs", "peer µs", "floor µs", "peer/", "ours/");
+    }
+
+    // Medians in µs of all works, run in turn.
+    std::vector<double> median(const std::vector<Work>& works, int repeats = 41) {
+        std::vector<std::vector<double>> times(works.size());
+        const c10::impl::VirtualGuardImpl device(at::kCUDA);
+        for (int i = -3; i < repeats; ++i)
+            for (std::size_t w = 0; w < works.size(); ++w) {
+                m_written.fill_(i & 127);
+                if (!m_dirty) m_read.sum();
+                c10::Event begin(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT), end(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT);
+                begin.record(device.getStream({at::kCUDA, 0}));
+                works[w]();
+                end.record(device.getStream({at::kCUDA, 0}));
+                end.synchronize();
+                if (i >= 0) times[w].push_back(begin.elapsedTime(end) * 1e3);
+            }
+        std::vector<double> medians;
+        for (auto& t : times) {
+            std::sort(t.begin(), t.end());
+            medians.push_back(t[t.size() / 2]);
+        }
+        return medians;
+    }
+
+    // peers: the best one counts. bytes: what must be read.
+    void row(const std::string& name, double bytes, const Work& ours, const std::vector<Work>& peers = {}) {
+        std::vector<Work> all{ours};
+        all.insert(all.end(), peers.begin(), peers.end());
+        const std::vector<double> times = median(all);
+        const double floor = bytes / m_copy, peer = peers.empty() ? NAN : *std::min_element(times.begin() + 1, times.end());
+        std::printf("%-58s %9.1f %9.1f %9.1f %7.2f %7.2f\n", name.c_str(), times[0], peer, floor, peer / times[0], times[0] / floor);
+        std::fflush(stdout);
+        nlohmann::json row{{"name", name}, {"ours_us", times[0]}, {"floor_us", floor}};
+        if (!peers.empty()) row["peer_us"] = peer;
+        m_rows.push_back(row);
+    }
+
+    void save(const std::string& file) const {
+        std::ofstream(file) << nlohmann::json{{"schema", "keepsight.gpu_bench/1"}, {"copy_gb_per_s", m_copy * 1e-3}, {"dirty_l2", m_dirty}, {"rows", m_rows}}.dump(1) << "\n";
+    }
+
+private:
+    bool m_dirty;
+    at::Tensor m_written, m_read;
+    double m_copy = 1;
+    nlohmann::json m_rows = nlohmann::json::array();
+};
+
+struct Cache {
+    at::Tensor q, k, v, positions, lengths, now;
+    explicit Cache(int64_t capacity, at::ScalarType type = at::kBFloat16) {
+        q = at::randn({QueryHeads, 1, HeadSize}, on(type));
+        k = at::randn({KvHeads, capacity, HeadSize}, on(type)), v = at::randn({KvHeads, capacity, HeadSize}, on(type));
+        positions = at::arange(capacity, on(at::kInt)).expand({KvHeads, capacity}).contiguous();
+        lengths = at::full({KvHeads}, capacity, on(at::kInt)), now = at::full({1}, capacity, on(at::kInt));
+    }
+    double bytes() const { return 2.0 * HeadSize * static_cast<double>(k.element_size()) * lengths.sum().item<double>(); }
+    Work attention(ops::AttentionStats* stats = nullptr) const {
+        return [this, stats] { ops::attention(q, k, v, positions, lengths, now, 0.0884, stats); };
+    }
+    Work sdpa(bool cudnn) const { // torch takes the first of its forms that can
+        return [this, cudnn, Q = q.unsqueeze(0), K = k.unsqueeze(0), V = v.unsqueeze(0)] {
+            at::globalContext().setSDPUseCuDNN(cudnn), at::globalContext().setSDPUseFlash(!cudnn);
+            at::scaled_dot_product_attention(Q, K, V, {}, 0.0, false, std::nullopt, true);
+        };
+    }
+};
+
+void decode(Bench& bench) {
+    for (const int64_t context : {4096, 32768, 131072}) {
+        const Cache cache(context);
+        bench.row("decode attention, bf16, " + std::to_string(context) + "; peer: SDPA (flash or cuDNN)", cache.bytes(), cache.attention(), {cache.sdpa(true), cache.sdpa(false)});
+    }
+    for (const at::ScalarType type : {at::kHalf, at::kFloat}) {
+        const Cache cache(32768, type);
+        bench.row(std::string("decode attention, ") + (type == at::kHalf ? "fp16" : "fp32") + ", 32768", cache.bytes(), cache.attention());
+    }
+}
+
+void ragged(Bench& bench) { // mean 10 % of 128k, max/mean 4; peer: the same number of entries, all heads alike
+    Cache uneven(131072), even(131072);
+    uneven.lengths.copy_(at::tensor({52428, 4000, 9000, 2000, 13000, 18000, 5000, 1428}, at::kInt));
+    even.lengths.copy_(at::full({KvHeads}, 13107, at::kInt));
+    bench.row("decode attention, ragged 10 % of 131072; peer: ours, uniform", uneven.bytes(), uneven.attention(), {even.attention()});
+}
+
+void statistics(Bench& bench) {
+    const Cache cache(32768);
+    ops::AttentionStats sums, rows;
+    sums.columnSum = at::zeros({QueryHeads, 32768}, on(at::kFloat));
+    rows.lastRows = at::zeros({QueryHeads, 1, 32768}, on(at::kFloat));
+    bench.row("decode attention + column sums, 32768; peer: without", cache.bytes(), cache.attention(&sums), {cache.attention()});
+    bench.row("decode attention + last rows, 32768; peer: without", cache.bytes(), cache.attention(&rows), {cache.attention()});
+}
+
+void topK(Bench& bench) {
+    for (const int64_t count : {131072, 1 << 20}) {
+        const at::Tensor scores = at::randn({1, count}, on(at::kFloat)), counts = at::full({1}, count, on(at::kInt));
+        bench.row("top_k, 2048 of " + std::to_string(count) + "; peer: torch.topk (not sorted by index)", static_cast<double>(scores.nbytes()),
+                  [&] { ops::top_k(scores, counts, 2048); }, {[&] { at::topk(scores, 2048); }});
+    }
+}
+
+void vote(Bench& bench) {
+    for (const auto& [queryHeads, kvHeads] : {std::pair<int64_t, int64_t>{32, 8}, {28, 4}})
+        for (const int64_t count : {131072, 1 << 20}) {
+            const at::Tensor q = at::randn({queryHeads, HeadSize}, on(at::kFloat)) * 0.1, k = at::randn({kvHeads, count, HeadSize}, on(at::kBFloat16));
+            const at::Tensor lengths = at::full({kvHeads}, count, on(at::kInt)), counts = at::full({1}, count, on(at::kInt));
+            const at::Tensor grouped = q.to(at::kBFloat16).view({kvHeads, -1, HeadSize});
+            const std::string name = std::to_string(queryHeads) + "/" + std::to_string(kvHeads) + " heads, " + std::to_string(count);
+            bench.row("soft_vote, " + name + "; peer: bmm, softmax, sum in torch", static_cast<double>(k.nbytes()), [&] { ops::soft_vote(q, k, lengths, 0, count, 1); },
+                      {[&] { at::softmax(at::matmul(grouped, k.transpose(1, 2)), -1, at::kFloat).sum(at::IntArrayRef{0, 1}); }});
+            bench.row("soft_vote + top_k 2048, " + name + "; peer: the same + torch.topk", static_cast<double>(k.nbytes()),
+                      [&] { ops::top_k(ops::soft_vote(q, k, lengths, 0, count, 1).unsqueeze(0), counts, 2048); },
+                      {[&] { at::topk(at::softmax(at::matmul(grouped, k.transpose(1, 2)), -1, at::kFloat).sum(at::IntArrayRef{0, 1}), 2048); }});
+        }
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    const c10::InferenceMode guard;
+    std::string json, why;
+    bool dirty = false;
+    std::vector<std::string> wanted;
+    for (int i = 1; i < argc; ++i) {
+        const std::string argument = argv[i];
+        if (argument == "--json" && i + 1 < argc)
+            json = argv[++i];
+        else if (argument == "--dirty")
+            dirty = true;
+        else
+            wanted.push_back(argument);
+    }
+    if (!ops::loadCuda(&why) || !at::hasCUDA() || at::detail::getCUDAHooks().getNumGPUs() == 0)
+        return std::fprintf(stderr, "gpu_bench: no CUDA device: %s\n", why.empty() ? "the driver shows none" : why.c_str()), 2;
+    Bench bench(dirty);
+    const std::pair<const char*, void (*)(Bench&)> parts[] = {{"decode", decode}, {"ragged", ragged}, {"statistics", statistics}, {"top_k", topK}, {"vote", vote}};
+    for (const auto& [name, part] : parts)
+        if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) part(bench);
+    if (!json.empty()) bench.save(json);
+}
