@@ -32,6 +32,16 @@ struct RopeAppendArgs {
     std::int64_t queryHeads = 0, kvHeads = 0, dim = 0;
 };
 
+// One query's weights, summed into its row of a map by bins of positions.
+struct BinRowArgs {
+    const float* weights = nullptr;           // [queryHeads, capacity]
+    const std::int32_t* positions = nullptr;  // [kvHeads, capacity], ascending
+    const std::int32_t* lengths = nullptr;    // [kvHeads]
+    const std::int32_t* queryPosition = nullptr; // [1]
+    float* map = nullptr;                     // [mapHeads, mapRows, mapColumns], +=; mapHeads are the query heads, or the KV heads: then the mean
+    std::int64_t queryHeads = 0, kvHeads = 0, capacity = 0, mapHeads = 0, mapRows = 0, mapColumns = 0, mapRowBegin = 0, rowBin = 1, columnBin = 1;
+};
+
 // Sums of a prompt's attention weights exp(scale · q·k − logSumExp), query i at position held − queries + i seeing the keys up to it.
 struct AttentionSumsArgs {
     const void *q = nullptr, *k = nullptr; // strides in elements, rows of dim dense

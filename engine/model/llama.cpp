@@ -82,7 +82,7 @@ public:
 
     at::Tensor forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows,
                        std::stop_token stop) const override;
-    at::Tensor step(const at::Tensor& id, const at::Tensor& position, KvCache& cache) const override;
+    at::Tensor step(const at::Tensor& id, const at::Tensor& position, KvCache& cache, LayerObserver* observer) const override;
     at::Tensor losses(std::span<const TokenId> ids, std::span<const TokenId> targets, Position first, std::span<const PassLane> lanes,
                       std::stop_token stop) const override;
 
@@ -349,8 +349,8 @@ at::Tensor Llama::forward(std::span<const TokenId> ids, Position first, KvCache&
     return head().apply(x, {.norm = m_finalNorm, .eps = m_config.normEps}).to(at::kFloat);
 }
 
-at::Tensor Llama::step(const at::Tensor& id, const at::Tensor& position, KvCache& cache) const {
-    const PassLane lane{cache, nullptr};
+at::Tensor Llama::step(const at::Tensor& id, const at::Tensor& position, KvCache& cache, LayerObserver* observer) const {
+    const PassLane lane{cache, observer};
     return head().apply(layers(id, position, std::span(&lane, 1), {}), {.norm = m_finalNorm, .eps = m_config.normEps}).to(at::kFloat);
 }
 

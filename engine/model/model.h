@@ -77,9 +77,9 @@ public:
     // The stop token is looked at before every layer.
     virtual at::Tensor forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows,
                                std::stop_token stop = {}) const = 0;
-    // One token whose id [1] int64 and position [1] int32 lie on the device, without an observer: a pass that can be recorded and replayed. Every
-    // head needs a free place. Returns fp32 logits [1, vocab] on the device.
-    virtual at::Tensor step(const at::Tensor& id, const at::Tensor& position, KvCache& cache) const = 0;
+    // One token whose id [1] int64 and position [1] int32 lie on the device: a pass that can be recorded and replayed, with an observer that only names
+    // statistics. Every head needs a free place. Returns fp32 logits [1, vocab] on the device.
+    virtual at::Tensor step(const at::Tensor& id, const at::Tensor& position, KvCache& cache, LayerObserver* observer) const = 0;
     // The same pass for scoring, over several caches at once: −log p(targets[i] | … ids[i]) in nats, [lanes, S] fp32. Weights are read and
     // unpacked once for all of them. The [S, vocab] logits are never held, only a slice of the vocabulary at a time, which stays in the
     // processor's cache.

@@ -111,17 +111,17 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
     if (evict) ++m_steps;
     const Position first = m_seen;
     m_seen += static_cast<Position>(ids.size());
-    if (ids.size() == 1 && rows == LogitRows::last && observesNothing() && DecodeGraph::serves(m_model, m_cache)) {
+    if (ids.size() == 1 && rows == LogitRows::last && passesPlainly() && DecodeGraph::serves(m_model, m_cache)) {
         if (stop.stop_requested()) throw Cancelled{};
-        return m_graph.step(m_model, m_cache, ids.front(), first);
+        return m_graph.step(m_model, m_cache, ids.front(), first, this);
     }
     const at::Tensor logits = m_model.forward(ids, first, m_cache, this, rows, stop);
     return logits.defined() ? logits.to(at::kCPU) : logits;
 }
 
-bool Branch::observesNothing() const {
+bool Branch::passesPlainly() const {
     const bool chooses = m_policy->schedule().everySteps > 0 || m_policy->kind() == PolicyKind::attend;
-    return m_options.mapBin == 0 && (!m_evict || (!chooses && !m_needs.decodeSums && !m_needs.decodeRows));
+    return !m_evict || (!chooses && !m_needs.decodeSums && !m_needs.decodeRows);
 }
 
 at::Tensor Branch::losses(std::span<const std::unique_ptr<Branch>> branches, std::span<const TokenId> ids, std::span<const TokenId> targets,

@@ -54,7 +54,7 @@ private:
     void afterAttention(const LayerView& view, KvCache& cache) override;
     bool choosesEntries() const override { return m_policy->kind() == PolicyKind::attend; }
     std::optional<std::vector<std::int32_t>> attend(const LayerView& view) override;
-    bool observesNothing() const; // a token passes as in a plain forward: no statistic, map or selection
+    bool passesPlainly() const; // the next token meets no selection: its pass can be a recorded one
     Place place(LayerIndex layer, std::int64_t held, std::int64_t fresh) const;
     LayerView withWindow(const LayerView& view);
     void passPrompt(std::stop_token stop);

@@ -11,7 +11,7 @@ bool DecodeGraph::serves(const Model& model, const KvCache& cache) {
     return true;
 }
 
-at::Tensor DecodeGraph::step(const Model& model, KvCache& cache, TokenId id, Position position) {
+at::Tensor DecodeGraph::step(const Model& model, KvCache& cache, TokenId id, Position position, LayerObserver* observer) {
     const auto options = at::TensorOptions().device(model.device());
     if (!m_id.defined()) {
         m_id = at::empty({1}, options.dtype(at::kLong));
@@ -25,14 +25,14 @@ at::Tensor DecodeGraph::step(const Model& model, KvCache& cache, TokenId id, Pos
         if (layer.maxHeld() >= layer.capacity()) cache.reserve(LayerIndex{l}, layer.maxHeld() + 64 + layer.maxHeld() / 8);
     }
     if (!m_warm) {
-        m_logits = model.step(m_id, m_position, cache);
+        m_logits = model.step(m_id, m_position, cache, observer);
         m_warm = true;
     } else {
         if (m_graph && m_layout == cache.layout()) {
             cache.countReplayed(1);
         } else {
             m_graph.reset();
-            m_graph = ops::recordGraph([&] { m_logits = model.step(m_id, m_position, cache); }); // counts this token on the host
+            m_graph = ops::recordGraph([&] { m_logits = model.step(m_id, m_position, cache, observer); }); // counts this token on the host
             m_layout = cache.layout();
         }
         if (m_graph) m_graph->replay();

@@ -11,8 +11,9 @@ public:
     // Does such a cache decode without the host between its layers? (Quantized and renumbered ones do not, nor does the CPU.)
     static bool serves(const Model& model, const KvCache& cache);
     // Appends `id` at `position` and gives its logits [vocab] fp32 on the CPU. The first step runs as it is and the second is recorded; after the
-    // cache has moved (it grew, or something was evicted) the next one is recorded anew.
-    at::Tensor step(const Model& model, KvCache& cache, TokenId id, Position position);
+    // cache has moved (it grew, or something was evicted) the next one is recorded anew. observer: asked for statistics when a step is recorded, and
+    // its tensors are filled at every one; nullptr: none.
+    at::Tensor step(const Model& model, KvCache& cache, TokenId id, Position position, LayerObserver* observer);
 
 private:
     at::Tensor m_id, m_position, m_logits, m_host; // [1] int64, [1] int32, [1, vocab], its copy in pinned memory

@@ -1,7 +1,9 @@
 #include "engine/session/sampler.h"
 
+#include <ATen/ATen.h>
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -19,10 +21,15 @@ double uniform(std::uint64_t seed, std::uint64_t draw) {
 } // namespace
 
 TokenId argmaxToken(std::span<const float> logits) {
-    std::size_t best = 0;
-    for (std::size_t i = 1; i < logits.size(); ++i)
-        if (logits[i] > logits[best] || (std::isnan(logits[best]) && !std::isnan(logits[i]))) best = i;
-    return static_cast<TokenId>(best);
+    constexpr std::size_t Lanes = 16; // a comparison that is false for NaN, side by side: large vocabularies are looked through at every token
+    float tops[Lanes];
+    std::fill(tops, tops + Lanes, -std::numeric_limits<float>::infinity());
+    std::size_t i = 0;
+    for (; i + Lanes <= logits.size(); i += Lanes)
+        for (std::size_t j = 0; j < Lanes; ++j) tops[j] = logits[i + j] > tops[j] ? logits[i + j] : tops[j];
+    for (; i < logits.size(); ++i) tops[0] = logits[i] > tops[0] ? logits[i] : tops[0];
+    const auto found = std::ranges::find(logits, *std::max_element(tops, tops + Lanes));
+    return found == logits.end() ? 0 : static_cast<TokenId>(found - logits.begin()); // nothing but NaN: 0
 }
 
 TokenId sampleToken(std::span<const float> logits, const SamplerSpec& spec, std::uint64_t seed, std::uint64_t draw) {
@@ -53,10 +60,8 @@ TokenId sampleToken(std::span<const float> logits, const SamplerSpec& spec, std:
 }
 
 double negativeLogLikelihood(std::span<const float> logits, TokenId token) {
-    const float top = *std::max_element(logits.begin(), logits.end());
-    double sum = 0;
-    for (const float l : logits) sum += std::exp(static_cast<double>(l - top));
-    return std::log(sum) + static_cast<double>(top) - static_cast<double>(logits[static_cast<std::size_t>(token)]);
+    const at::Tensor all = at::from_blob(const_cast<float*>(logits.data()), {static_cast<std::int64_t>(logits.size())}, at::kFloat);
+    return at::logsumexp(all.to(at::kDouble), 0).item<double>() - static_cast<double>(logits[static_cast<std::size_t>(token)]);
 }
 
 } // namespace keepsight

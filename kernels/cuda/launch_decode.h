@@ -10,6 +10,7 @@ namespace keepsight::cuda {
 bool takesMatvec(const MatvecArgs& args, CudaElement element);
 cudaError_t launchMatvec(const MatvecArgs& args, CudaElement element, cudaStream_t stream);
 cudaError_t launchRopeAppend(const RopeAppendArgs& args, CudaElement element, cudaStream_t stream);
+cudaError_t launchBinRow(const BinRowArgs& args, cudaStream_t stream);
 
 // bf16 and fp16, head sizes 64 and 128, rows on 16-byte addresses; others: cudaErrorNotSupported.
 bool takesAttentionSums(const AttentionSumsArgs& args, CudaElement element);

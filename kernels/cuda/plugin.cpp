@@ -1,6 +1,6 @@
 // The plug-in: tensors → argument structs for the CUDA kernels, registered with the dispatcher when the library is loaded.
 // Arguments were checked by ops.cpp. What has no kernel here runs in ATen calls (bind/composite.cpp).
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/launch_decode.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -184,7 +184,7 @@ at::Tensor rope(const at::Tensor& input, const at::Tensor& positions, const at::
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
                      const at::Tensor& queryPositions, double scale, const OptionalTensor& columnSum, const OptionalTensor& lastRows, const OptionalTensor& map,
                      int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
-    const bool plainDecode = q.size(1) == 1 && !map && hasHeadSize(q.size(2));
+    const bool plainDecode = q.size(1) == 1 && hasHeadSize(q.size(2));
     if (!plainDecode) {
         using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
                                      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t);
@@ -210,7 +210,12 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     a.scale = static_cast<float>(scale);
     a.out = out.mutable_data_ptr();
     if (columnSum) a.columnSum = columnSum->mutable_data_ptr<float>();
-    if (lastRows && lastRows->size(1) > 0) a.lastRows = lastRows->mutable_data_ptr<float>(), a.lastCount = 1;
+    at::Tensor weights; // of the one row: asked for, or what the map is made of
+    if (lastRows && lastRows->size(1) > 0)
+        weights = *lastRows;
+    else if (map)
+        weights = at::empty({q.size(0), 1, k.size(1)}, q.options().dtype(at::kFloat));
+    if (weights.defined()) a.lastRows = weights.mutable_data_ptr<float>(), a.lastCount = 1;
     const CudaDevice& device = deviceOf(q);
     const std::int64_t walks = walksOf(a.queryHeads, a.kvHeads), slots = decodeBlocks(device) + walks;
     DecodeScratch s;
@@ -225,6 +230,20 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     }
     scratch.allocate(q);
     check(launchDecodeAttention(a, elementOf(q), s, device, stream()), "attention");
+    if (map) {
+        BinRowArgs b;
+        b.weights = a.lastRows;
+        b.positions = a.positions;
+        b.lengths = a.lengths;
+        b.queryPosition = a.queryPositions;
+        b.map = map->mutable_data_ptr<float>();
+        b.queryHeads = a.queryHeads;
+        b.kvHeads = a.kvHeads;
+        b.capacity = a.capacity;
+        b.mapHeads = map->size(0), b.mapRows = map->size(1), b.mapColumns = map->size(2);
+        b.mapRowBegin = mapRowBegin, b.rowBin = rowBin, b.columnBin = colBin;
+        check(launchBinRow(b, stream()), "attention");
+    }
     return out;
 }
 

@@ -2,6 +2,8 @@
 #include "app/cli/exit_codes.h"
 #include "app/cli/output.h"
 
+#include <algorithm>
+
 namespace keepsight::cli {
 namespace {
 
@@ -107,11 +109,71 @@ std::string quantizersToText() {
     return out;
 }
 
-RunCommand addListing(CLI::App& app, std::string (*text)(), OrderedJson (*json)()) {
+// Parameters that many entries declare with the same words; the tables name them once, below.
+template <class Info>
+std::vector<ParamInfo> sharedOf(const std::vector<Info>& entries) {
+    constexpr int Many = 4;
+    std::vector<ParamInfo> out;
+    const auto same = [](const ParamInfo& a, const ParamInfo& b) { return a.name == b.name && a.help == b.help; };
+    for (const Info& entry : entries)
+        for (const ParamInfo& p : entry.params) {
+            if (std::ranges::any_of(out, [&](const ParamInfo& known) { return same(known, p); })) continue;
+            const auto declares = [&](const Info& other) { return std::ranges::any_of(other.params, [&](const ParamInfo& q) { return same(p, q); }); };
+            if (std::ranges::count_if(entries, declares) >= Many) out.push_back(p);
+        }
+    return out;
+}
+
+std::string inTable(std::string text) { // a bar would end the cell
+    for (std::size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2)
+        text.replace(at, 1, ", ");
+    return text;
+}
+
+std::string parameterToMarkdown(const ParamInfo& p) {
+    constexpr std::size_t Many = 12;
+    const std::string range = p.choices.size() > Many ? "any of " + std::to_string(p.choices.size()) : inTable(rangeText(p));
+    return "`" + p.name + (p.initial.empty() ? "" : "=" + p.initial) + "` (" + range + ")";
+}
+
+// A row for every entry, or for a family of them: neighbours of one paper whose names begin alike.
+template <class Info>
+std::string toMarkdown(const std::vector<Info>& entries, const std::string& what) {
+    const std::vector<ParamInfo> shared = sharedOf(entries);
+    const auto isShared = [&](const ParamInfo& p) { return std::ranges::any_of(shared, [&](const ParamInfo& s) { return s.name == p.name && s.help == p.help; }); };
+    std::string out = "| " + what + " | | parameters: default (range) | paper |\n|---|---|---|---|\n";
+    for (std::size_t i = 0; i < entries.size();) {
+        const Info& info = entries[i];
+        std::size_t end = i + 1;
+        while (end < entries.size() && !info.paper.empty() && entries[end].paper == info.paper && entries[end].id.substr(0, 3) == info.id.substr(0, 3))
+            ++end;
+        std::string names = "`" + info.id + "`", parameters;
+        for (const std::string& alias : info.aliases)
+            names += ", `" + alias + "`";
+        if (end > i + 1) names += " and " + std::to_string(end - i - 1) + " more";
+        for (const ParamInfo& p : info.params)
+            if (!isShared(p)) parameters += (parameters.empty() ? "" : ", ") + parameterToMarkdown(p);
+        out += "| " + names + " | " + inTable(info.summary) + " | " + parameters + " | " + inTable(info.paper) + " |\n";
+        i = end;
+    }
+    if (!shared.empty()) out += "\nShared by many:\n\n";
+    for (const ParamInfo& p : shared)
+        out += "- " + parameterToMarkdown(p) + ": " + p.help + "\n";
+    return out;
+}
+
+std::string policiesToMarkdown() { return toMarkdown(Engine::policies(), "policy"); }
+std::string quantizersToMarkdown() { return toMarkdown(Engine::quantizers(), "quantizer"); }
+
+RunCommand addListing(CLI::App& app, std::string (*text)(), OrderedJson (*json)(), std::string (*markdown)()) {
     const auto file = std::make_shared<std::string>();
+    auto* table = app.add_flag("--markdown", "Write a Markdown table, as the README shows it");
     auto* option = app.add_option("--json", *file, "Write JSON; -, or nothing: to stdout")->expected(0, 1);
+    table->excludes(option);
     return [=](const Shell&) {
-        if (option->count() == 0)
+        if (table->count() > 0)
+            writeOutput("-", markdown());
+        else if (option->count() == 0)
             writeOutput("-", text());
         else
             writeOutput(file->empty() ? "-" : *file, dump(json()));
@@ -121,7 +183,7 @@ RunCommand addListing(CLI::App& app, std::string (*text)(), OrderedJson (*json)(
 
 } // namespace
 
-RunCommand addPolicies(CLI::App& app) { return addListing(app, policiesToText, policiesToJson); }
-RunCommand addQuantizers(CLI::App& app) { return addListing(app, quantizersToText, quantizersToJson); }
+RunCommand addPolicies(CLI::App& app) { return addListing(app, policiesToText, policiesToJson, policiesToMarkdown); }
+RunCommand addQuantizers(CLI::App& app) { return addListing(app, quantizersToText, quantizersToJson, quantizersToMarkdown); }
 
 } // namespace keepsight::cli

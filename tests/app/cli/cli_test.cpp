@@ -39,6 +39,20 @@ private Q_SLOTS:
         save("long.json", ids(96));
     }
 
+    void theReadmeShowsTheRegistry() { // to mend it: put the output of the two commands between the README's marks
+        std::ifstream file(KEEPSIGHT_RESOURCES "/../README.md");
+        const std::string readme{std::istreambuf_iterator<char>(file), {}};
+        for (const std::string what : {"policies", "quantizers"}) {
+            const Ran ran = run({what.c_str(), "--markdown"});
+            QCOMPARE(ran.code, 0);
+            const std::string begin = "<!-- keepsight-cli " + what + " --markdown -->\n";
+            const std::size_t at = readme.find(begin);
+            QVERIFY2(at != std::string::npos, begin.c_str());
+            const std::string shown = readme.substr(at + begin.size(), ran.out.size());
+            QVERIFY2(shown == ran.out, ("the README's table is not what keepsight-cli " + what + " --markdown prints").c_str());
+        }
+    }
+
     void listsPolicies() {
         const Ran ran = run({"policies", "--json"});
         QCOMPARE(ran.code, 0);
