@@ -262,15 +262,20 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
     }
 }
 
-// Weights of the query from its scores: lastRows = w, columnSum += w. Grid (entries, query heads).
-__global__ void decode_weights_kernel(const AttentionArgs a, const DecodeScratch s) {
-    const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, head = blockIdx.y;
-    if (t >= a.capacity) return;
-    const bool seen = t < s.visible[static_cast<int>(head) / (static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads))];
-    const std::int64_t at = head * a.capacity + t;
-    const float weight = seen ? power2(s.scores[at] - s.logSums[head]) : 0.0f;
-    if (a.lastCount > 0) a.lastRows[at] = weight;
-    if (seen && a.columnSum) a.columnSum[at] += weight;
+// Weights of the query from its scores: lastRows = w, columnSum += w. Grid (entries / 1024, query heads), four entries a thread.
+__global__ void __launch_bounds__(256) decode_weights_kernel(const AttentionArgs a, const DecodeScratch s) {
+    const std::int64_t head = blockIdx.y;
+    const int visible = s.visible[static_cast<int>(head) / (static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads))];
+    const float logSum = s.logSums[head];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * 1024 + i * 256 + threadIdx.x, at = head * a.capacity + t;
+        if (t >= a.capacity) continue;
+        const bool seen = t < visible;
+        const float weight = seen ? power2(s.scores[at] - logSum) : 0.0f;
+        if (a.lastCount > 0) a.lastRows[at] = weight;
+        if (seen && a.columnSum) a.columnSum[at] += weight;
+    }
 }
 
 template <class T, int Dim> cudaError_t launch(const AttentionArgs& args, const DecodeScratch& scratch, const CudaDevice& device, cudaStream_t stream) {
@@ -287,7 +292,7 @@ template <class T, int Dim> cudaError_t launch(const AttentionArgs& args, const 
         return error;
     kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(warps * 32), bytes, stream>>>(args, scratch);
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess || !scratch.scores) return error;
-    const dim3 grid(static_cast<unsigned>((args.capacity + 255) / 256), static_cast<unsigned>(args.queryHeads));
+    const dim3 grid(static_cast<unsigned>((args.capacity + 1023) / 1024), static_cast<unsigned>(args.queryHeads));
     decode_weights_kernel<<<grid, 256, 0, stream>>>(args, scratch);
     return cudaGetLastError();
 }

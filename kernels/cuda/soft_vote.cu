@@ -104,7 +104,7 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
         }
         if (r == 0) tops[warp * TileHeads + 2 * c] = make_float2(top0, sum0), tops[warp * TileHeads + 2 * c + 1] = make_float2(top1, sum1);
         __syncthreads();
-        if (threadIdx.x < static_cast<unsigned>(w.queryHeads)) {
+        if (threadIdx.x < TileHeads) {
             float top = -FLT_MAX, sum = 0;
 #pragma unroll 1
             for (int k = 0; k < warps; ++k) top = fmaxf(top, tops[k * TileHeads + threadIdx.x].x);
@@ -143,29 +143,20 @@ template <int Width> __global__ void __launch_bounds__(VoteThreads) vote_kernel(
     int* counts = reinterpret_cast<int*>(logSums + walks * TileHeads); // [walks] candidates
     const int lane = static_cast<int>(threadIdx.x) % 32, tiles = s.first[walks], blocks = blocksFor(s.first, walks, warps, grid);
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x) / 32; i < walks * TileHeads; i += VoteThreads / 32) {
-        const int walk = i / TileHeads;
-        const Walk w(group, parts, walk);
-        if (i % TileHeads >= w.queryHeads || s.first[walk] == s.first[walk + 1]) {
-            if (lane == 0) logSums[i] = INFINITY;
-            continue;
-        }
-        const int from = blockOfTile(s.first[walk], tiles, blocks), count = blockOfTile(s.first[walk + 1] - 1, tiles, blocks) - from + 1;
-        const float2* slices = s.parts + static_cast<std::int64_t>(from + walk) * TileHeads + i % TileHeads;
+    for (int walk = static_cast<int>(threadIdx.x) / 32; walk < walks; walk += VoteThreads / 32) { // by a warp, four lanes a head
+        const int g = lane / 4;
         float top = -FLT_MAX, sum = 0;
-#pragma unroll 1
-        for (int k = lane; k < count; k += 32) {
-            const float2 x = slices[k * TileHeads];
-            const float high = fmaxf(top, x.x);
-            sum = sum * power2(top - high) + x.y * power2(x.x - high), top = high;
+        if (s.first[walk] < s.first[walk + 1]) {
+            const int from = blockOfTile(s.first[walk], tiles, blocks), count = blockOfTile(s.first[walk + 1] - 1, tiles, blocks) - from + 1;
+            const float2* slices = s.parts + static_cast<std::int64_t>(from + walk) * TileHeads + g;
+#pragma unroll 8
+            for (int k = lane % 4; k < count; k += 4) top = fmaxf(top, slices[k * TileHeads].x);
+            for (int step = 1; step < 4; step *= 2) top = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
+#pragma unroll 8
+            for (int k = lane % 4; k < count; k += 4) sum += slices[k * TileHeads].y * power2(slices[k * TileHeads].x - top);
+            for (int step = 1; step < 4; step *= 2) sum += __shfl_xor_sync(EveryLane, sum, step);
         }
-#pragma unroll 1
-        for (int step = 16; step > 0; step /= 2) {
-            const float high = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
-            sum *= power2(top - high), top = high;
-            sum += __shfl_xor_sync(EveryLane, sum, step);
-        }
-        if (lane == 0) logSums[i] = top + log2f(sum);
+        if (lane % 4 == 0) logSums[walk * TileHeads + g] = g < Walk(group, parts, walk).queryHeads && sum > 0 ? top + log2f(sum) : INFINITY;
     }
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < walks; i += VoteThreads) counts[i] = candidatesOf(a, Walk(group, parts, i).head);

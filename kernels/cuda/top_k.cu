@@ -102,7 +102,7 @@ template <int Blocks> __device__ void selectTop(const Row& row, int cachedSteps)
     for (int pass = 0; pass < 3; ++pass) {
         const int bits = pass < 2 ? 11 : 10, shift = pass == 0 ? 21 : pass == 1 ? 10 : 0;
         const unsigned mask = (1u << bits) - 1;
-#pragma unroll 1
+#pragma unroll 4
         for (int step = 0; step < steps; ++step) {
             const uint4 x = keys(step);
             const unsigned key[4] = {x.x, x.y, x.z, x.w};
@@ -126,7 +126,7 @@ template <int Blocks> __device__ void selectTop(const Row& row, int cachedSteps)
         const int place = Threads - 1 - thread; // of bins 2·place and 2·place + 1: thread 0 has the highest ones
         const int2 mine = reinterpret_cast<const int2*>(Blocks > 1 ? sums : histogram[pass])[place];
         int sum = mine.x + mine.y;
-#pragma unroll 1
+#pragma unroll
         for (int step = 1; step < 32; step *= 2) {
             const int left = __shfl_up_sync(EveryLane, sum, step);
             if (lane >= step) sum += left;
@@ -146,7 +146,7 @@ template <int Blocks> __device__ void selectTop(const Row& row, int cachedSteps)
 
     // prefix is the key of the last one taken; of `ties` equal ones the last `missing` are. Counts: greater ones in the low half, equal ones in the high half.
     int greater = 0, equal = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (int step = 0; step < steps; ++step) {
         const uint4 x = keys(step);
         greater += (x.x > prefix) + (x.y > prefix) + (x.z > prefix) + (x.w > prefix);
@@ -175,7 +175,7 @@ template <int Blocks> __device__ void selectTop(const Row& row, int cachedSteps)
         for (int j = 0; j < 4; ++j) here += (key[j] > prefix ? 1 : 0) + (key[j] == prefix ? 1 << 16 : 0);
         if (!__any_sync(EveryLane, here)) continue;
         int through = here;
-#pragma unroll 1
+#pragma unroll
         for (int s = 1; s < 32; s *= 2) {
             const int left = __shfl_up_sync(EveryLane, through, s);
             if (lane >= s) through += left;
