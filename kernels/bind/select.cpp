@@ -13,7 +13,8 @@ at::Tensor topKComposite(const at::Tensor& scores, const at::Tensor& counts, int
     const int64_t heads = scores.size(0), capacity = scores.size(1), taken = std::min(k, capacity);
     at::Tensor out = at::full({heads, k}, -1, counts.options());
     if (heads == 0 || taken == 0) return out;
-    const at::Tensor clean = scores.masked_fill(scores.isnan(), -INFINITY).add(0.0f).contiguous(), bits = clean.view(at::kInt).to(at::kLong); // −0 + 0 = 0
+    const at::Tensor clean = scores.masked_fill(scores.isnan(), -INFINITY).add(0.0f).contiguous(),
+                     bits = clean.view(at::kInt).to(at::kLong); // −0 + 0 = 0
     const at::Tensor order = at::where(bits >= 0, bits, bits.bitwise_xor(0x7fffffff)), index = at::arange(capacity, bits.options());
     const at::Tensor held = index.unsqueeze(0) < counts.unsqueeze(1);
     const at::Tensor keys = (order * (int64_t{1} << 32) + index).masked_fill(held.logical_not(), Nothing);
@@ -23,12 +24,18 @@ at::Tensor topKComposite(const at::Tensor& scores, const at::Tensor& counts, int
     return out;
 }
 
-at::Tensor softVoteComposite(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end, double scale) {
+at::Tensor softVoteComposite(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end,
+                             double scale) {
     const int64_t heads = keys.size(0), count = end - begin;
-    const at::Tensor hidden = (at::arange(begin, end, lengths.options()).unsqueeze(0) >= lengths.unsqueeze(1)).unsqueeze(1); // [Hkv, 1, count]
-    const at::Tensor held = keys.narrow(1, begin, count).to(at::kFloat).masked_fill(hidden.transpose(1, 2), 0); // behind the held ones lies anything
-    const at::Tensor dots = at::matmul(queries.to(at::kFloat).view({heads, -1, keys.size(2)}), held.transpose(1, 2)).mul_(scale).masked_fill_(hidden, -INFINITY);
-    return at::softmax(dots, -1).masked_fill_(hidden, 0).sum(at::IntArrayRef{0, 1}); // heads without a candidate come out as NaN and end as 0
+    const at::Tensor hidden =
+        (at::arange(begin, end, lengths.options()).unsqueeze(0) >= lengths.unsqueeze(1)).unsqueeze(1); // [Hkv, 1, count]
+    const at::Tensor held =
+        keys.narrow(1, begin, count).to(at::kFloat).masked_fill(hidden.transpose(1, 2), 0); // behind the held ones lies anything
+    const at::Tensor dots = at::matmul(queries.to(at::kFloat).view({heads, -1, keys.size(2)}), held.transpose(1, 2))
+                                .mul_(scale)
+                                .masked_fill_(hidden, -INFINITY);
+    return at::softmax(dots, -1).masked_fill_(hidden, 0).sum(
+        at::IntArrayRef{0, 1}); // heads without a candidate come out as NaN and end as 0
 }
 
 } // namespace
