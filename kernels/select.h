@@ -14,12 +14,12 @@ struct TopKArgs {
 };
 
 struct SoftVoteArgs {
-    const float* queries = nullptr;                      // [queryHeads, dim], dense
-    const void* keys = nullptr;                          // [kvHeads, ≥ end, dim], rows of dim values dense
-    std::int64_t keyHead = 0, keyRow = 0;                // strides in elements
+    const float* queries = nullptr;       // [queryHeads, dim], dense
+    const void* keys = nullptr;           // [kvHeads, ≥ end, dim], rows of dim values dense
+    std::int64_t keyHead = 0, keyRow = 0; // strides in elements
     std::int64_t queryHeads = 0, kvHeads = 0, dim = 0;
-    const std::int32_t* lengths = nullptr;               // [kvHeads]
-    std::int64_t begin = 0, end = 0;                     // candidates
+    const std::int32_t* lengths = nullptr; // [kvHeads]
+    std::int64_t begin = 0, end = 0;       // candidates
     float scale = 1;
     float* vote = nullptr; // [end − begin]
 };

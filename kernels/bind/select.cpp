@@ -13,7 +13,8 @@ at::Tensor topKComposite(const at::Tensor& scores, const at::Tensor& counts, int
     const int64_t heads = scores.size(0), capacity = scores.size(1), taken = std::min(k, capacity);
     at::Tensor out = at::full({heads, k}, -1, counts.options());
     if (heads == 0 || taken == 0) return out;
-    const at::Tensor clean = scores.masked_fill(scores.isnan(), -INFINITY).add(0.0f).contiguous(), bits = clean.view(at::kInt).to(at::kLong); // −0 + 0 = 0
+    const at::Tensor clean = scores.masked_fill(scores.isnan(), -INFINITY).add(0.0f).contiguous(),
+                     bits = clean.view(at::kInt).to(at::kLong); // −0 + 0 = 0
     const at::Tensor order = at::where(bits >= 0, bits, bits.bitwise_xor(0x7fffffff)), index = at::arange(capacity, bits.options());
     const at::Tensor held = index.unsqueeze(0) < counts.unsqueeze(1);
     const at::Tensor keys = (order * (int64_t{1} << 32) + index).masked_fill(held.logical_not(), Nothing);
@@ -23,7 +24,8 @@ at::Tensor topKComposite(const at::Tensor& scores, const at::Tensor& counts, int
     return out;
 }
 
-at::Tensor softVoteComposite(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end, double scale) {
+at::Tensor softVoteComposite(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end,
+                             double scale) {
     const int64_t heads = keys.size(0), count = end - begin;
     const at::Tensor hidden = (at::arange(begin, end, lengths.options()).unsqueeze(0) >= lengths.unsqueeze(1)).unsqueeze(1); // [Hkv, 1, count]
     const bool allHeld = lengths.device().is_cpu() && lengths.min().item<int32_t>() >= end; // asking a device would wait for it

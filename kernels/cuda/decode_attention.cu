@@ -1,9 +1,9 @@
 // Attention of one new query over ragged entries: o = softmax(q·Kᵀ·scale over visible entries)·V, online softmax in fp32, base 2.
 //
-// A fixed grid; its blocks take equal shares of all heads' tiles (flatten.cuh), so ragged heads cost what their entries cost. A walk is a KV head seen by
-// up to 8 of its query heads: keys and values are read once for all of them (tile.cuh). A block's warps take every nth tile of its share and add up in
-// shared memory; a walk shared by several blocks is put together by the one that finishes last, slice by slice in their order, so runs repeat bit for bit.
-// Visible entries are a prefix: positions ascend.
+// A fixed grid; its blocks take equal shares of all heads' tiles (flatten.cuh), so ragged heads cost what their entries cost. A walk is a
+// KV head seen by up to 8 of its query heads: keys and values are read once for all of them (tile.cuh). A block's warps take every nth tile
+// of its share and add up in shared memory; a walk shared by several blocks is put together by the one that finishes last, slice by slice
+// in their order, so runs repeat bit for bit. Visible entries are a prefix: positions ascend.
 #include "kernels/cuda/tile.cuh"
 
 #include <algorithm>
@@ -13,7 +13,8 @@ namespace keepsight::cuda {
 namespace {
 
 constexpr float Log2E = 1.4426950408889634f;
-constexpr int Ring = 2, MaxWarps = 8, Waiting = 2; // tiles a warp holds; warps of a block, fewer where shared memory is short; heads in hand
+constexpr int Ring = 2, MaxWarps = 8,
+              Waiting = 2; // tiles a warp holds; warps of a block, fewer where shared memory is short; heads in hand
 
 // Entries that the query sees of a head whose last one, of n, lies behind it. By a whole warp, uniform.
 __device__ int visibleEntries(const std::int32_t* positions, int n, int now) {
@@ -30,7 +31,8 @@ __device__ int visibleEntries(const std::int32_t* positions, int n, int now) {
 }
 
 // Slices of a walk, in `count` slots from `slot` on, put together. shared: [queryHeads, count] float2.
-template <class T, int Dim> __device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Walk& w, std::int64_t slot, int count, float2* shared) {
+template <class T, int Dim>
+__device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Walk& w, std::int64_t slot, int count, float2* shared) {
     constexpr int Together = 10; // loads in flight
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll 1
@@ -43,17 +45,20 @@ template <class T, int Dim> __device__ void combine(const AttentionArgs& a, cons
             top = fmaxf(top, mine[i].x);
         }
 #pragma unroll 1
-        for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
+        for (int step = 16; step > 0; step /= 2)
+            top = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
 #pragma unroll 1
         for (int i = lane; i < count; i += 32) {
             mine[i].x = power2(mine[i].x - top);
             sum += mine[i].y * mine[i].x;
         }
 #pragma unroll 1
-        for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(EveryLane, sum, step);
+        for (int step = 16; step > 0; step /= 2)
+            sum += __shfl_xor_sync(EveryLane, sum, step);
         const float scale = sum > 0 ? 1 / sum : 0.0f; // nothing visible: 0
 #pragma unroll 1
-        for (int i = lane; i < count; i += 32) mine[i].x *= scale;
+        for (int i = lane; i < count; i += 32)
+            mine[i].x *= scale;
         if (lane == 0 && s.logSums) s.logSums[w.queryHead + g] = top + log2f(sum);
     }
     __syncthreads();
@@ -79,32 +84,38 @@ template <class T, int Dim> __device__ void combine(const AttentionArgs& a, cons
     }
 }
 
-template <class T, int Dim> struct DecodeShared { // sizes of the parts of a block's shared memory
-    static constexpr int Queries = TileScores<T, Dim, 1>::SharedFloats, Weights = TileOutputs<T, Dim>::SharedFloats, Outputs = OutputPlace<Dim>::Floats;
+template <class T, int Dim>
+struct DecodeShared { // sizes of the parts of a block's shared memory
+    static constexpr int Queries = TileScores<T, Dim, 1>::SharedFloats, Weights = TileOutputs<T, Dim>::SharedFloats,
+                         Outputs = OutputPlace<Dim>::Floats;
     static constexpr int RingBytes = Ring * TileStream<T, Dim, Ring, true>::Stage;
     __host__ __device__ static int outputBytes(int warps, int blocks) { // of all warps; combine() uses the place, too
         const int outputs = Waiting * warps * Outputs * 4, slices = TileHeads * blocks * 8;
         return outputs > slices ? outputs : slices;
     }
     static std::size_t bytes(int warps, int kvHeads, int walks, int blocks) {
-        return static_cast<std::size_t>(warps * (RingBytes + (Weights + Waiting * TileHeads * 2) * 4) + outputBytes(warps, blocks) + (Queries + kvHeads + 3 * walks + 2 + Waiting) * 4);
+        return static_cast<std::size_t>(warps * (RingBytes + (Weights + Waiting * TileHeads * 2) * 4) + outputBytes(warps, blocks) +
+                                        (Queries + kvHeads + 3 * walks + 2 + Waiting) * 4);
     }
 };
 
-template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(const AttentionArgs a, const DecodeScratch s) {
+template <class T, int Dim>
+__global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(const AttentionArgs a, const DecodeScratch s) {
     extern __shared__ __align__(128) char shared[];
     using Sizes = DecodeShared<T, Dim>;
     using KeyTile = Tile<T, Dim>;
     const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
     const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4, threads = static_cast<int>(blockDim.x);
     float* allOutputs = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes);
-    float* weights = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes + Sizes::outputBytes(warps, static_cast<int>(gridDim.x))); // [warps, …]
-    float2* tops = reinterpret_cast<float2*>(weights + warps * Sizes::Weights);                                                           // [Waiting, warps, 8] (max, sum)
+    float* weights =
+        reinterpret_cast<float*>(shared + warps * Sizes::RingBytes + Sizes::outputBytes(warps, static_cast<int>(gridDim.x))); // [warps, …]
+    float2* tops = reinterpret_cast<float2*>(weights + warps * Sizes::Weights); // [Waiting, warps, 8] (max, sum)
     float* queries = reinterpret_cast<float*>(tops + Waiting * warps * TileHeads);
     int* held = reinterpret_cast<int*>(queries + Sizes::Queries); // [kvHeads]
     int* first = held + a.kvHeads;                                // [walks + 1]
-    const int group = static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads), parts = (group + TileHeads - 1) / TileHeads, walks = static_cast<int>(a.kvHeads) * parts;
-    int* last = first + walks + 1;                                // [Waiting]
+    const int group = static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads), parts = (group + TileHeads - 1) / TileHeads,
+              walks = static_cast<int>(a.kvHeads) * parts;
+    int* last = first + walks + 1;                                                                  // [Waiting]
     int2* takers = reinterpret_cast<int2*>(last + Waiting + (a.kvHeads + walks + 1 + Waiting) % 2); // [walks] first block, how many
 
     // Shares are of held entries: what the query sees is found out while the first tiles are on their way.
@@ -113,7 +124,8 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
         flattenHeads(static_cast<int>(a.kvHeads), parts, TileEntries, held, first,
                      [&](int h) { return h < a.kvHeads ? max(0, min(a.lengths[h], static_cast<int>(a.capacity))) : 0; });
     __syncthreads();
-    const int tiles = first[walks], blocks = blocksFor(first, walks, warps, static_cast<int>(gridDim.x)), block = static_cast<int>(blockIdx.x);
+    const int tiles = first[walks], blocks = blocksFor(first, walks, warps, static_cast<int>(gridDim.x)),
+              block = static_cast<int>(blockIdx.x);
 #pragma unroll 1
     for (int walk = block; walk < walks; walk += static_cast<int>(gridDim.x))
         if (first[walk] == first[walk + 1]) { // an empty head: 0
@@ -137,8 +149,20 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
     int begin = shareBegin(block, tiles, blocks);
     const int end = shareBegin(block + 1, tiles, blocks);
     int walk = walkOfTile(first, walks, begin);
-    TileStream<T, Dim, Ring, true> stream{static_cast<const T*>(a.k.data), static_cast<const T*>(a.v.data), a.k.head, a.v.head, static_cast<int>(a.k.row * sizeof(T)),
-                                          static_cast<int>(a.v.row * sizeof(T)), shared + warp * Sizes::RingBytes, held, first, parts, warps, begin + warp, end, walk};
+    TileStream<T, Dim, Ring, true> stream{static_cast<const T*>(a.k.data),
+                                          static_cast<const T*>(a.v.data),
+                                          a.k.head,
+                                          a.v.head,
+                                          static_cast<int>(a.k.row * sizeof(T)),
+                                          static_cast<int>(a.v.row * sizeof(T)),
+                                          shared + warp * Sizes::RingBytes,
+                                          held,
+                                          first,
+                                          parts,
+                                          warps,
+                                          begin + warp,
+                                          end,
+                                          walk};
     bool allSeen = true;
     const auto readAhead = [&](int of) { // of a walk
         const Walk w(group, parts, of);
@@ -146,7 +170,7 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
         allSeen = a.positions[w.head * a.capacity + held[w.head] - 1] <= now;
     };
     // Adds up the warps' outputs of the walks in hand; whoever is last to add to a walk puts it together.
-    const auto finish = [&](const int (&done)[Waiting], int count) {
+    const auto finish = [&](const int(&done)[Waiting], int count) {
         __syncthreads();
 #pragma unroll 1
         for (int j = 0; j < count; ++j) {
@@ -163,7 +187,8 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
 #pragma unroll
                 for (int k = 0; k < MaxWarps; ++k) {
                     part[k] = k < warps ? top0[k * TileHeads + g] : make_float2(-FLT_MAX, 0);
-                    x[k] = k < warps ? *reinterpret_cast<const float2*>(from + k * Sizes::Outputs + OutputPlace<Dim>::of(g, d)) : make_float2(0, 0);
+                    x[k] = k < warps ? *reinterpret_cast<const float2*>(from + k * Sizes::Outputs + OutputPlace<Dim>::of(g, d))
+                                     : make_float2(0, 0);
                     top = fmaxf(top, part[k].x);
                 }
 #pragma unroll
@@ -212,7 +237,8 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
         if (s.visible && threadIdx.x == 0 && begin == first[walk]) s.visible[w.head] = visible;
         int after = walk + 1; // the next one with entries
 #pragma unroll 1
-        while (stop < end && first[after + 1] == stop) ++after;
+        while (stop < end && first[after + 1] == stop)
+            ++after;
         if (stop < end) readAhead(after);
         outputs.clear();
         float top0 = -FLT_MAX, top1 = -FLT_MAX, sum0 = 0, sum1 = 0;
@@ -223,7 +249,8 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
             float p[4];
             scores.dot(keys, p);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) p[i] *= scale;
+            for (int i = 0; i < 4; ++i)
+                p[i] *= scale;
             if (at + TileEntries > visible) {
                 if (mine >= visible) p[0] = p[1] = -INFINITY;
                 if (mine + 8 >= visible) p[2] = p[3] = -INFINITY;
@@ -248,7 +275,8 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
             stream.release();
         }
 #pragma unroll
-        for (int step = 4; step < 32; step *= 2) sum0 += __shfl_xor_sync(EveryLane, sum0, step), sum1 += __shfl_xor_sync(EveryLane, sum1, step);
+        for (int step = 4; step < 32; step *= 2)
+            sum0 += __shfl_xor_sync(EveryLane, sum0, step), sum1 += __shfl_xor_sync(EveryLane, sum1, step);
         outputs.store(allOutputs + (waiting * warps + warp) * Sizes::Outputs, w.queryHeads);
         float2* mine = tops + (waiting * warps + warp) * TileHeads;
         if (r == 0) mine[2 * c] = make_float2(top0, sum0), mine[2 * c + 1] = make_float2(top1, sum1);
@@ -262,32 +290,41 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
     }
 }
 
-// Weights of the query from its scores: lastRows = w, columnSum += w. Grid (entries, query heads).
-__global__ void decode_weights_kernel(const AttentionArgs a, const DecodeScratch s) {
-    const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, head = blockIdx.y;
-    if (t >= a.capacity) return;
-    const bool seen = t < s.visible[static_cast<int>(head) / (static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads))];
-    const std::int64_t at = head * a.capacity + t;
-    const float weight = seen ? power2(s.scores[at] - s.logSums[head]) : 0.0f;
-    if (a.lastCount > 0) a.lastRows[at] = weight;
-    if (seen && a.columnSum) a.columnSum[at] += weight;
+// Weights of the query from its scores: lastRows = w, columnSum += w. Grid (entries / 1024, query heads), four entries a thread.
+__global__ void __launch_bounds__(256) decode_weights_kernel(const AttentionArgs a, const DecodeScratch s) {
+    const std::int64_t head = blockIdx.y;
+    const int visible = s.visible[static_cast<int>(head) / (static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads))];
+    const float logSum = s.logSums[head];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * 1024 + i * 256 + threadIdx.x, at = head * a.capacity + t;
+        if (t >= a.capacity) continue;
+        const bool seen = t < visible;
+        const float weight = seen ? power2(s.scores[at] - logSum) : 0.0f;
+        if (a.lastCount > 0) a.lastRows[at] = weight;
+        if (seen && a.columnSum) a.columnSum[at] += weight;
+    }
 }
 
-template <class T, int Dim> cudaError_t launch(const AttentionArgs& args, const DecodeScratch& scratch, const CudaDevice& device, cudaStream_t stream) {
+template <class T, int Dim>
+cudaError_t launch(const AttentionArgs& args, const DecodeScratch& scratch, const CudaDevice& device, cudaStream_t stream) {
     using Sizes = DecodeShared<T, Dim>;
     const int walks = walksOf(args.queryHeads, args.kvHeads), kvHeads = static_cast<int>(args.kvHeads), blocks = decodeBlocks(device);
     int warps = MaxWarps;
 #pragma unroll 1
-    while (warps > 1 && Sizes::bytes(warps, kvHeads, walks, blocks) > static_cast<std::size_t>(device.sharedPerBlock)) --warps;
+    while (warps > 1 && Sizes::bytes(warps, kvHeads, walks, blocks) > static_cast<std::size_t>(device.sharedPerBlock))
+        --warps;
     const std::size_t bytes = Sizes::bytes(warps, kvHeads, walks, blocks);
     const auto kernel = decode_attention_kernel<T, Dim>;
-    if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)); error != cudaSuccess)
+    if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+        error != cudaSuccess)
         return error;
-    if (const cudaError_t error = cudaMemsetAsync(scratch.arrived, 0, sizeof(unsigned) * static_cast<std::size_t>(walks), stream); error != cudaSuccess)
+    if (const cudaError_t error = cudaMemsetAsync(scratch.arrived, 0, sizeof(unsigned) * static_cast<std::size_t>(walks), stream);
+        error != cudaSuccess)
         return error;
     kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(warps * 32), bytes, stream>>>(args, scratch);
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess || !scratch.scores) return error;
-    const dim3 grid(static_cast<unsigned>((args.capacity + 255) / 256), static_cast<unsigned>(args.queryHeads));
+    const dim3 grid(static_cast<unsigned>((args.capacity + 1023) / 1024), static_cast<unsigned>(args.queryHeads));
     decode_weights_kernel<<<grid, 256, 0, stream>>>(args, scratch);
     return cudaGetLastError();
 }
@@ -296,7 +333,8 @@ template <class T, int Dim> cudaError_t launch(const AttentionArgs& args, const 
 
 int decodeBlocks(const CudaDevice& device) { return device.multiprocessors; }
 
-cudaError_t launchDecodeAttention(const AttentionArgs& args, CudaElement element, const DecodeScratch& scratch, const CudaDevice& device, cudaStream_t stream) {
+cudaError_t launchDecodeAttention(const AttentionArgs& args, CudaElement element, const DecodeScratch& scratch, const CudaDevice& device,
+                                  cudaStream_t stream) {
     return forHeadSize(args.dim, [&](auto dim) {
         return forElement(element, [&](auto zero) { return launch<decltype(zero), decltype(dim)::value>(args, scratch, device, stream); });
     });

@@ -1,5 +1,5 @@
-// Equal shares of ragged heads, worked out on the device: the entries of every head are cut into tiles, the tiles of all heads laid end to end, and
-// the blocks take equal runs of them. The host never learns the lengths, so one captured graph serves every step.
+// Equal shares of ragged heads, worked out on the device: the entries of every head are cut into tiles, the tiles of all heads laid end to
+// end, and the blocks take equal runs of them. The host never learns the lengths, so one captured graph serves every step.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,10 @@ namespace keepsight::cuda {
 
 constexpr unsigned EveryLane = 0xffffffffu;
 
-// By one whole warp. counts [kvHeads]: entries of a head, countOf(h) called by all lanes, 0 for h ≥ kvHeads. A head is walked `parts` times (once per
-// block of query heads): first [kvHeads·parts + 1] becomes the place of each walk's first tile, the last one the number of tiles.
-template <class CountOf> __device__ void flattenHeads(int kvHeads, int parts, int tileEntries, int* counts, int* first, CountOf&& countOf) {
+// By one whole warp. counts [kvHeads]: entries of a head, countOf(h) called by all lanes, 0 for h ≥ kvHeads. A head is walked `parts` times
+// (once per block of query heads): first [kvHeads·parts + 1] becomes the place of each walk's first tile, the last one the number of tiles.
+template <class CountOf>
+__device__ void flattenHeads(int kvHeads, int parts, int tileEntries, int* counts, int* first, CountOf&& countOf) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     int before = 0;
 #pragma unroll 1 // cold code comes from memory, too: loops stay loops where time is not spent
@@ -24,21 +25,23 @@ template <class CountOf> __device__ void flattenHeads(int kvHeads, int parts, in
         if (h < kvHeads) {
             counts[h] = n;
 #pragma unroll 1
-            for (int p = 0; p < parts; ++p) first[h * parts + p] = before + sum - tiles * (parts - p);
+            for (int p = 0; p < parts; ++p)
+                first[h * parts + p] = before + sum - tiles * (parts - p);
         }
         before += __shfl_sync(EveryLane, sum, 31);
     }
     if (lane == 0) first[kvHeads * parts] = before;
 }
 
-// Blocks of the grid that get work: none with fewer tiles than warps, unless that is all there is, and whole numbers of blocks a walk where all are alike:
-// a block that ends one head and begins another costs more than a few idle blocks. By a whole warp or more.
+// Blocks of the grid that get work: none with fewer tiles than warps, unless that is all there is, and whole numbers of blocks a walk where
+// all are alike: a block that ends one head and begins another costs more than a few idle blocks. By a whole warp or more.
 __device__ inline int blocksFor(const int* first, int walks, int warps, int grid) {
     const int tiles = first[walks], blocks = min(grid, (tiles + warps - 1) / warps), each = tiles / walks;
     if (blocks < walks || each * walks != tiles) return blocks;
     bool alike = true;
 #pragma unroll 1
-    for (int walk = static_cast<int>(threadIdx.x) % 32; walk < walks; walk += 32) alike &= first[walk] == walk * each;
+    for (int walk = static_cast<int>(threadIdx.x) % 32; walk < walks; walk += 32)
+        alike &= first[walk] == walk * each;
     return __all_sync(EveryLane, alike) ? blocks - blocks % walks : blocks;
 }
 // Shares differ by one tile at most, the larger ones first.

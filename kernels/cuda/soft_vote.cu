@@ -1,9 +1,9 @@
 // TokenSelect's vote: vote[t] = Σ over query heads of softmax over the candidates of scale · q̄·k, t in [begin, end).
 //
-// First kernel: scores of all candidates, keys read once for up to 8 query heads of a KV head (tile.cuh; queries to fp32 precision), left in fp32 as
-// [walk, candidate, width] with the heads of a walk side by side; each block leaves (max, sum) of its slices of a walk. Its blocks take equal shares of all
-// heads (flatten.cuh). Second kernel: the slices are put together in their order to one log-sum-exp a head, then every candidate's vote is summed up, heads
-// in their order: runs repeat bit for bit.
+// First kernel: scores of all candidates, keys read once for up to 8 query heads of a KV head (tile.cuh; queries to fp32 precision), left
+// in fp32 as [walk, candidate, width] with the heads of a walk side by side; each block leaves (max, sum) of its slices of a walk. Its
+// blocks take equal shares of all heads (flatten.cuh). Second kernel: the slices are put together in their order to one log-sum-exp a head,
+// then every candidate's vote is summed up, heads in their order: runs repeat bit for bit.
 #include "kernels/cuda/tile.cuh"
 
 #include <algorithm>
@@ -19,12 +19,16 @@ __device__ int candidatesOf(const SoftVoteArgs& a, int h) {
     return h < a.kvHeads ? static_cast<int>(max(std::int64_t{0}, min(static_cast<std::int64_t>(a.lengths[h]), a.end) - a.begin)) : 0;
 }
 
-template <class T, int Dim> using VoteScores = TileScores<T, Dim, std::is_same_v<T, float> ? 1 : 3>;
-template <class T, int Dim> std::size_t sharedBytes(int warps, int kvHeads, int walks) {
-    return static_cast<std::size_t>(warps * (Ring * Tile<T, Dim>::Bytes + TileHeads * 8) + (VoteScores<T, Dim>::SharedFloats + kvHeads + walks + 1) * 4);
+template <class T, int Dim>
+using VoteScores = TileScores<T, Dim, std::is_same_v<T, float> ? 1 : 3>;
+template <class T, int Dim>
+std::size_t sharedBytes(int warps, int kvHeads, int walks) {
+    return static_cast<std::size_t>(warps * (Ring * Tile<T, Dim>::Bytes + TileHeads * 8) +
+                                    (VoteScores<T, Dim>::SharedFloats + kvHeads + walks + 1) * 4);
 }
 
-template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) vote_scores_kernel(const SoftVoteArgs a, const SoftVoteScratch s) {
+template <class T, int Dim>
+__global__ void __launch_bounds__(MaxWarps * 32, 1) vote_scores_kernel(const SoftVoteArgs a, const SoftVoteScratch s) {
     extern __shared__ __align__(128) char shared[];
     using Scores = VoteScores<T, Dim>;
     using KeyTile = Tile<T, Dim>;
@@ -35,13 +39,16 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
     float2* tops = reinterpret_cast<float2*>(queries + Scores::SharedFloats); // [warps, 8] (max, sum)
     int* counts = reinterpret_cast<int*>(tops + warps * TileHeads);           // [kvHeads]
     int* first = counts + a.kvHeads;                                          // [walks + 1]
-    const int group = static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads), parts = (group + TileHeads - 1) / TileHeads, walks = static_cast<int>(a.kvHeads) * parts;
+    const int group = static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads), parts = (group + TileHeads - 1) / TileHeads,
+              walks = static_cast<int>(a.kvHeads) * parts;
     if (warp == 0) flattenHeads(static_cast<int>(a.kvHeads), parts, TileEntries, counts, first, [&](int h) { return candidatesOf(a, h); });
     __syncthreads();
-    const int tiles = first[walks], blocks = blocksFor(first, walks, warps, static_cast<int>(gridDim.x)), block = static_cast<int>(blockIdx.x);
+    const int tiles = first[walks], blocks = blocksFor(first, walks, warps, static_cast<int>(gridDim.x)),
+              block = static_cast<int>(blockIdx.x);
     if (block == 0)
 #pragma unroll 1
-        for (int i = static_cast<int>(threadIdx.x); i <= walks; i += threads) s.first[i] = first[i];
+        for (int i = static_cast<int>(threadIdx.x); i <= walks; i += threads)
+            s.first[i] = first[i];
     if (block >= blocks) return;
     const float scale = a.scale * Log2E;
     const std::int64_t candidates = a.end - a.begin;
@@ -50,7 +57,8 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
     const int end = shareBegin(block + 1, tiles, blocks);
     int walk = walkOfTile(first, walks, begin);
     const T* keys = static_cast<const T*>(a.keys) + a.begin * a.keyRow;
-    TileStream<T, Dim, Ring, false> stream{keys, nullptr, a.keyHead, 0, static_cast<int>(a.keyRow * sizeof(T)), 0, ring, counts, first, parts, warps, begin + warp, end, walk};
+    TileStream<T, Dim, Ring, false> stream{
+        keys, nullptr, a.keyHead, 0, static_cast<int>(a.keyRow * sizeof(T)), 0, ring, counts, first, parts, warps, begin + warp, end, walk};
     const auto readAhead = [&](int of) {
         const Walk w(group, parts, of);
         scores.readQueries(a.queries + w.queryHead * a.dim, a.dim, w.queryHeads, queries);
@@ -65,7 +73,8 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
         scores.useQueries();
         int after = walk + 1; // the next one with candidates
 #pragma unroll 1
-        while (stop < end && first[after + 1] == stop) ++after;
+        while (stop < end && first[after + 1] == stop)
+            ++after;
         if (stop < end) readAhead(after);
         // Every lane keeps its own maximum and sum of its two heads.
         float top0 = -FLT_MAX, top1 = -FLT_MAX, sum0 = 0, sum1 = 0;
@@ -104,12 +113,14 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
         }
         if (r == 0) tops[warp * TileHeads + 2 * c] = make_float2(top0, sum0), tops[warp * TileHeads + 2 * c + 1] = make_float2(top1, sum1);
         __syncthreads();
-        if (threadIdx.x < static_cast<unsigned>(w.queryHeads)) {
+        if (threadIdx.x < TileHeads) {
             float top = -FLT_MAX, sum = 0;
 #pragma unroll 1
-            for (int k = 0; k < warps; ++k) top = fmaxf(top, tops[k * TileHeads + threadIdx.x].x);
+            for (int k = 0; k < warps; ++k)
+                top = fmaxf(top, tops[k * TileHeads + threadIdx.x].x);
 #pragma unroll 1
-            for (int k = 0; k < warps; ++k) sum += tops[k * TileHeads + threadIdx.x].y * power2(tops[k * TileHeads + threadIdx.x].x - top);
+            for (int k = 0; k < warps; ++k)
+                sum += tops[k * TileHeads + threadIdx.x].y * power2(tops[k * TileHeads + threadIdx.x].x - top);
             s.parts[(block + walk) * TileHeads + threadIdx.x] = make_float2(top, sum);
         }
         __syncthreads(); // shared memory is used again
@@ -118,7 +129,8 @@ template <class T, int Dim> __global__ void __launch_bounds__(MaxWarps * 32, 1) 
 }
 
 // logSums of heads that are not there: infinite, so that they add 0.
-template <int Width> __device__ float voteOf(const float* scores, const float* logSums) {
+template <int Width>
+__device__ float voteOf(const float* scores, const float* logSums) {
     float x[Width], vote = 0;
     if constexpr (Width == 1) {
         x[0] = *scores;
@@ -133,46 +145,47 @@ template <int Width> __device__ float voteOf(const float* scores, const float* l
         }
     }
 #pragma unroll
-    for (int i = 0; i < Width; ++i) vote += power2(x[i] - logSums[i]);
+    for (int i = 0; i < Width; ++i)
+        vote += power2(x[i] - logSums[i]);
     return vote;
 }
 
-template <int Width> __global__ void __launch_bounds__(VoteThreads) vote_kernel(const SoftVoteArgs a, const SoftVoteScratch s, int grid, int warps) {
+template <int Width>
+__global__ void __launch_bounds__(VoteThreads) vote_kernel(const SoftVoteArgs a, const SoftVoteScratch s, int grid, int warps) {
     extern __shared__ __align__(16) float logSums[]; // [walks, 8]
-    const int group = static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads), parts = (group + TileHeads - 1) / TileHeads, walks = static_cast<int>(a.kvHeads) * parts;
+    const int group = static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads), parts = (group + TileHeads - 1) / TileHeads,
+              walks = static_cast<int>(a.kvHeads) * parts;
     int* counts = reinterpret_cast<int*>(logSums + walks * TileHeads); // [walks] candidates
     const int lane = static_cast<int>(threadIdx.x) % 32, tiles = s.first[walks], blocks = blocksFor(s.first, walks, warps, grid);
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x) / 32; i < walks * TileHeads; i += VoteThreads / 32) {
-        const int walk = i / TileHeads;
-        const Walk w(group, parts, walk);
-        if (i % TileHeads >= w.queryHeads || s.first[walk] == s.first[walk + 1]) {
-            if (lane == 0) logSums[i] = INFINITY;
-            continue;
-        }
-        const int from = blockOfTile(s.first[walk], tiles, blocks), count = blockOfTile(s.first[walk + 1] - 1, tiles, blocks) - from + 1;
-        const float2* slices = s.parts + static_cast<std::int64_t>(from + walk) * TileHeads + i % TileHeads;
+    for (int walk = static_cast<int>(threadIdx.x) / 32; walk < walks; walk += VoteThreads / 32) { // by a warp, four lanes a head
+        const int g = lane / 4;
         float top = -FLT_MAX, sum = 0;
-#pragma unroll 1
-        for (int k = lane; k < count; k += 32) {
-            const float2 x = slices[k * TileHeads];
-            const float high = fmaxf(top, x.x);
-            sum = sum * power2(top - high) + x.y * power2(x.x - high), top = high;
+        if (s.first[walk] < s.first[walk + 1]) {
+            const int from = blockOfTile(s.first[walk], tiles, blocks),
+                      count = blockOfTile(s.first[walk + 1] - 1, tiles, blocks) - from + 1;
+            const float2* slices = s.parts + static_cast<std::int64_t>(from + walk) * TileHeads + g;
+#pragma unroll 8
+            for (int k = lane % 4; k < count; k += 4)
+                top = fmaxf(top, slices[k * TileHeads].x);
+            for (int step = 1; step < 4; step *= 2)
+                top = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
+#pragma unroll 8
+            for (int k = lane % 4; k < count; k += 4)
+                sum += slices[k * TileHeads].y * power2(slices[k * TileHeads].x - top);
+            for (int step = 1; step < 4; step *= 2)
+                sum += __shfl_xor_sync(EveryLane, sum, step);
         }
-#pragma unroll 1
-        for (int step = 16; step > 0; step /= 2) {
-            const float high = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
-            sum *= power2(top - high), top = high;
-            sum += __shfl_xor_sync(EveryLane, sum, step);
-        }
-        if (lane == 0) logSums[i] = top + log2f(sum);
+        if (lane % 4 == 0) logSums[walk * TileHeads + g] = g < Walk(group, parts, walk).queryHeads && sum > 0 ? top + log2f(sum) : INFINITY;
     }
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < walks; i += VoteThreads) counts[i] = candidatesOf(a, Walk(group, parts, i).head);
+    for (int i = static_cast<int>(threadIdx.x); i < walks; i += VoteThreads)
+        counts[i] = candidatesOf(a, Walk(group, parts, i).head);
     __syncthreads();
     const std::int64_t candidates = a.end - a.begin;
 #pragma unroll 1
-    for (std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * VoteThreads + threadIdx.x; t < candidates; t += static_cast<std::int64_t>(gridDim.x) * VoteThreads) {
+    for (std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * VoteThreads + threadIdx.x; t < candidates;
+         t += static_cast<std::int64_t>(gridDim.x) * VoteThreads) {
         float vote = 0;
 #pragma unroll 4
         for (int walk = 0; walk < walks; ++walk)
@@ -181,21 +194,24 @@ template <int Width> __global__ void __launch_bounds__(VoteThreads) vote_kernel(
     }
 }
 
-template <class T, int Dim> cudaError_t launch(const SoftVoteArgs& args, const SoftVoteScratch& s, const CudaDevice& device, cudaStream_t stream) {
+template <class T, int Dim>
+cudaError_t launch(const SoftVoteArgs& args, const SoftVoteScratch& s, const CudaDevice& device, cudaStream_t stream) {
     const int walks = walksOf(args.queryHeads, args.kvHeads), kvHeads = static_cast<int>(args.kvHeads), blocks = voteBlocks(device);
     int warps = MaxWarps;
 #pragma unroll 1
-    while (warps > 1 && sharedBytes<T, Dim>(warps, kvHeads, walks) > static_cast<std::size_t>(device.sharedPerBlock)) --warps;
+    while (warps > 1 && sharedBytes<T, Dim>(warps, kvHeads, walks) > static_cast<std::size_t>(device.sharedPerBlock))
+        --warps;
     const std::size_t bytes = sharedBytes<T, Dim>(warps, kvHeads, walks);
     const auto scores = vote_scores_kernel<T, Dim>;
-    if (const cudaError_t error = cudaFuncSetAttribute(scores, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)); error != cudaSuccess)
+    if (const cudaError_t error = cudaFuncSetAttribute(scores, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+        error != cudaSuccess)
         return error;
     scores<<<static_cast<unsigned>(blocks), static_cast<unsigned>(warps * 32), bytes, stream>>>(args, s);
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
     const auto vote = s.width == 1 ? vote_kernel<1> : s.width == 2 ? vote_kernel<2> : s.width == 4 ? vote_kernel<4> : vote_kernel<8>;
     const std::int64_t wanted = (args.end - args.begin + VoteThreads - 1) / VoteThreads;
-    vote<<<static_cast<unsigned>(std::min<std::int64_t>(wanted, 8 * device.multiprocessors)), VoteThreads, sizeof(float) * static_cast<std::size_t>(walks * (TileHeads + 1)), stream>>>(
-        args, s, blocks, warps);
+    vote<<<static_cast<unsigned>(std::min<std::int64_t>(wanted, 8 * device.multiprocessors)), VoteThreads,
+           sizeof(float) * static_cast<std::size_t>(walks * (TileHeads + 1)), stream>>>(args, s, blocks, warps);
     return cudaGetLastError();
 }
 
@@ -208,7 +224,8 @@ int voteWidth(std::int64_t queryHeads, std::int64_t kvHeads) {
     return group > 4 ? 8 : group > 2 ? 4 : static_cast<int>(group);
 }
 
-cudaError_t launchSoftVote(const SoftVoteArgs& args, CudaElement element, const SoftVoteScratch& scratch, const CudaDevice& device, cudaStream_t stream) {
+cudaError_t launchSoftVote(const SoftVoteArgs& args, CudaElement element, const SoftVoteScratch& scratch, const CudaDevice& device,
+                           cudaStream_t stream) {
     if (args.end <= args.begin) return cudaSuccess;
     return forHeadSize(args.dim, [&](auto dim) {
         return forElement(element, [&](auto zero) { return launch<decltype(zero), decltype(dim)::value>(args, scratch, device, stream); });

@@ -1,11 +1,12 @@
 // Tiles of 16 entries against up to 8 query heads, by one warp: scores S = K·Qᵀ and outputs Oᵀ += Vᵀ·P.
 //
-// A warp copies its tiles into a ring of its own in shared memory, in whole rows, several tiles ahead (cp.async). Chunks of 16 bytes of a row are
-// permuted by the row's number, so that no two lanes of a group of eight meet in a bank, neither reading keys nor values.
-// A lane is (r, c) = (lane / 4, lane % 4). In S and P it holds {entry e(r), entry e(r) + 8} × {head 2c, head 2c + 1}: s[0], s[1] of the first entry, s[2],
-// s[3] of the second; e permutes 0 … 7 (for the banks, too). bf16 and fp16 run on m16n8k16 matrix instructions: the sum over dimensions may run in any
-// order, so lane c takes dimensions 32b + 8c … + 7 of keys and queries; of values a lane takes dimensions 64b + 8r … + 7 of entries e(2c), e(2c + 1) and
-// those 8 later, and weaves two entries into pairs. fp32 runs on the plain units (the matrix ones would round to tf32).
+// A warp copies its tiles into a ring of its own in shared memory, in whole rows, several tiles ahead (cp.async). Chunks of 16 bytes of a
+// row are permuted by the row's number, so that no two lanes of a group of eight meet in a bank, neither reading keys nor values. A lane is
+// (r, c) = (lane / 4, lane % 4). In S and P it holds {entry e(r), entry e(r) + 8} × {head 2c, head 2c + 1}: s[0], s[1] of the first entry,
+// s[2], s[3] of the second; e permutes 0 … 7 (for the banks, too). bf16 and fp16 run on m16n8k16 matrix instructions: the sum over
+// dimensions may run in any order, so lane c takes dimensions 32b + 8c … + 7 of keys and queries; of values a lane takes dimensions 64b +
+// 8r … + 7 of entries e(2c), e(2c + 1) and those 8 later, and weaves two entries into pairs. fp32 runs on the plain units (the matrix ones
+// would round to tf32).
 #pragma once
 
 #include "kernels/cuda/element.cuh"
@@ -25,7 +26,8 @@ __device__ inline unsigned transposed8x8(unsigned x) { // row lane / 4 of an 8×
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
     return y;
 }
-template <class T> __device__ void multiplyAdd(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+template <class T>
+__device__ void multiplyAdd(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
     if constexpr (std::is_same_v<T, __half>)
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -35,7 +37,8 @@ template <class T> __device__ void multiplyAdd(float (&c)[4], unsigned a0, unsig
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-template <class T> __device__ unsigned packed(float low, float high) {
+template <class T>
+__device__ unsigned packed(float low, float high) {
     if constexpr (std::is_same_v<T, __half>) {
         const __half2 x = __floats2half2_rn(low, high);
         return *reinterpret_cast<const unsigned*>(&x);
@@ -44,7 +47,8 @@ template <class T> __device__ unsigned packed(float low, float high) {
         return *reinterpret_cast<const unsigned*>(&x);
     }
 }
-template <class T> __device__ float2 unpacked(unsigned x) {
+template <class T>
+__device__ float2 unpacked(unsigned x) {
     if constexpr (std::is_same_v<T, __half>)
         return __half22float2(*reinterpret_cast<const __half2*>(&x));
     else
@@ -52,12 +56,14 @@ template <class T> __device__ float2 unpacked(unsigned x) {
 }
 
 // A tile of keys or values in shared memory.
-template <class T, int Dim> struct Tile {
+template <class T, int Dim>
+struct Tile {
     static constexpr int Chunks = Dim * static_cast<int>(sizeof(T)) / 16, Pitch = (Chunks + 7) / 8 * 8, Bytes = TileEntries * Pitch * 16;
     static constexpr int Values = 16 / static_cast<int>(sizeof(T)); // of a chunk
 
     __device__ static int entry(int r) { return r % 2 ? (r - 1) ^ 5 : r; } // e(r)
-    // Entries first … first + 15 of a head, by a warp; those beyond `last` are read as `last`, so that every address is held. rowBytes < 2³¹.
+    // Entries first … first + 15 of a head, by a warp; those beyond `last` are read as `last`, so that every address is held. rowBytes <
+    // 2³¹.
     __device__ static void copy(char* to, const T* head, int rowBytes, int first, int last) {
         const int lane = static_cast<int>(threadIdx.x) % 32, limit = last - first;
         const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -65,29 +71,36 @@ template <class T, int Dim> struct Tile {
 #pragma unroll
         for (int i = 0; i < TileEntries * Chunks / 32; ++i) {
             const int e = (i * 32 + lane) / Chunks, chunk = (i * 32 + lane) % Chunks;
-            asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared + (e * Pitch + (chunk ^ e % 8)) * 16),
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared + (e * Pitch + (chunk ^ e % 8)) * 16),
                          "l"(from + chunk * 16 + static_cast<std::int64_t>(min(e, limit)) * rowBytes)
                          : "memory");
         }
     }
-    __device__ static uint4 chunk(const char* tile, int e, int i) { return *reinterpret_cast<const uint4*>(tile + (e * Pitch + (i ^ e % 8)) * 16); }
-    __device__ static float4 floats(const char* tile, int e, int i) { return *reinterpret_cast<const float4*>(tile + (e * Pitch + (i ^ e % 8)) * 16); }
+    __device__ static uint4 chunk(const char* tile, int e, int i) {
+        return *reinterpret_cast<const uint4*>(tile + (e * Pitch + (i ^ e % 8)) * 16);
+    }
+    __device__ static float4 floats(const char* tile, int e, int i) {
+        return *reinterpret_cast<const float4*>(tile + (e * Pitch + (i ^ e % 8)) * 16);
+    }
 };
 
-// The tiles of one warp, in order, across all walks of its block's share: the ring is filled without a pause where one head ends and the next begins.
-template <class T, int Dim, int Ring, bool WithValues> struct TileStream {
+// The tiles of one warp, in order, across all walks of its block's share: the ring is filled without a pause where one head ends and the
+// next begins.
+template <class T, int Dim, int Ring, bool WithValues>
+struct TileStream {
     static constexpr int Stage = (WithValues ? 2 : 1) * Tile<T, Dim>::Bytes; // keys, then values
     const T *keys, *values;                                                  // of head 0
     std::int64_t keyHead, valueHead;
     int keyRowBytes, valueRowBytes;
-    char* ring;             // [Ring, Stage]
+    char* ring;              // [Ring, Stage]
     const int *held, *first; // of flattenHeads()
     int parts, warps, next, end, walk, place = 0;
 
     __device__ void fetch() { // asks for the next tile, Ring − 1 ahead of the one in use
         if (next < end) {
 #pragma unroll 1
-            while (next >= first[walk + 1]) ++walk;
+            while (next >= first[walk + 1])
+                ++walk;
             const int head = walk / parts, entry = (next - first[walk]) * TileEntries, last = held[head] - 1;
             char* to = ring + (place == 0 ? Ring - 1 : place - 1) * Stage;
             Tile<T, Dim>::copy(to, keys + head * keyHead, keyRowBytes, entry, last);
@@ -98,7 +111,8 @@ template <class T, int Dim, int Ring, bool WithValues> struct TileStream {
     }
     __device__ void begin() {
 #pragma unroll 1
-        for (place = 1; place < Ring; ++place) fetch();
+        for (place = 1; place < Ring; ++place)
+            fetch();
         place = 0;
     }
     __device__ const char* current() {
@@ -114,7 +128,8 @@ template <class T, int Dim, int Ring, bool WithValues> struct TileStream {
 };
 
 // Scores of a tile. Terms 1: queries in the keys' type; 3: fp32 queries as the sum of three rounded ones, which keeps fp32's 24 bits.
-template <class T, int Dim, int Terms> struct TileScores {
+template <class T, int Dim, int Terms>
+struct TileScores {
     static constexpr int Blocks = (Dim + 31) / 32, SharedFloats = 0;
     using Query = std::conditional_t<Terms == 1, T, float>;
     static constexpr int Loads = Terms == 1 ? 1 : 2; // of 16 bytes for 8 values
@@ -123,14 +138,15 @@ template <class T, int Dim, int Terms> struct TileScores {
     int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
 
     __device__ bool within(int block) const { return Dim % 32 == 0 || block * 32 + c * 8 < Dim; }
-    // Starts to read the queries of a part: head i at q + i·stride, at a multiple of 16 bytes; heads ≥ `heads` count as 0. Long before useQueries(): behind
-    // the tiles already asked for a load takes as long as all of them.
+    // Starts to read the queries of a part: head i at q + i·stride, at a multiple of 16 bytes; heads ≥ `heads` count as 0. Long before
+    // useQueries(): behind the tiles already asked for a load takes as long as all of them.
     __device__ void readQueries(const Query* q, std::int64_t stride, int heads, float*) {
 #pragma unroll
         for (int b = 0; b < Blocks; ++b)
 #pragma unroll
             for (int t = 0; t < Loads; ++t)
-                coming[t][b] = r < heads && within(b) ? *reinterpret_cast<const uint4*>(q + r * stride + b * 32 + c * 8 + t * 4) : make_uint4(0, 0, 0, 0);
+                coming[t][b] = r < heads && within(b) ? *reinterpret_cast<const uint4*>(q + r * stride + b * 32 + c * 8 + t * 4)
+                                                      : make_uint4(0, 0, 0, 0);
     }
     __device__ void useQueries() {
 #pragma unroll
@@ -160,7 +176,8 @@ template <class T, int Dim, int Terms> struct TileScores {
 #pragma unroll
         for (int b = 0; b < Blocks; ++b) {
             const uint4 zero = make_uint4(0, 0, 0, 0);
-            const uint4 x = within(b) ? Tile<T, Dim>::chunk(tile, e, 4 * b + c) : zero, y = within(b) ? Tile<T, Dim>::chunk(tile, e + 8, 4 * b + c) : zero;
+            const uint4 x = within(b) ? Tile<T, Dim>::chunk(tile, e, 4 * b + c) : zero,
+                        y = within(b) ? Tile<T, Dim>::chunk(tile, e + 8, 4 * b + c) : zero;
 #pragma unroll
             for (int t = Terms - 1; t >= 0; --t) {
                 multiplyAdd<T>(s, x.x, y.x, x.y, y.y, queries[t][b][0], queries[t][b][1]);
@@ -168,23 +185,28 @@ template <class T, int Dim, int Terms> struct TileScores {
             }
         }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s[i] += other[i];
+        for (int i = 0; i < 4; ++i)
+            s[i] += other[i];
     }
 };
 
-template <int Dim, int Terms> struct TileScores<float, Dim, Terms> {
+template <int Dim, int Terms>
+struct TileScores<float, Dim, Terms> {
     static constexpr int Blocks = Dim / 16, SharedFloats = TileHeads * Dim; // queries of the part, shared by the block
     using Query = float;
     const float *queries, *coming;
     std::int64_t apart;
     int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4, held = 0, comingHeads = 0;
 
-    __device__ void readQueries(const float* q, std::int64_t stride, int heads, float* shared) { coming = q, apart = stride, comingHeads = heads, queries = shared; }
+    __device__ void readQueries(const float* q, std::int64_t stride, int heads, float* shared) {
+        coming = q, apart = stride, comingHeads = heads, queries = shared;
+    }
     __device__ void useQueries() { // by the whole block
         float* shared = const_cast<float*>(queries);
         held = comingHeads;
         __syncthreads();
-        for (int i = static_cast<int>(threadIdx.x); i < held * Dim; i += static_cast<int>(blockDim.x)) shared[i] = coming[i / Dim * apart + i % Dim];
+        for (int i = static_cast<int>(threadIdx.x); i < held * Dim; i += static_cast<int>(blockDim.x))
+            shared[i] = coming[i / Dim * apart + i % Dim];
         __syncthreads();
     }
     __device__ void dot(const char* tile, float (&s)[4]) const {
@@ -220,13 +242,15 @@ template <int Dim, int Terms> struct TileScores<float, Dim, Terms> {
 };
 
 // In shared memory a warp's outputs lie at of(head, d): heads 2c and 2c + 1 together, and the pairs two words apart modulo the banks.
-template <int Dim> struct OutputPlace {
+template <int Dim>
+struct OutputPlace {
     static constexpr int Floats = TileHeads / 2 * (2 * Dim + 2);
     __device__ static int of(int head, int d) { return head / 2 * (2 * Dim + 2) + head % 2 * Dim + d; }
 };
 
 // The outputs of a warp: Σ p·v, [8 heads, Dim], spread over its lanes.
-template <class T, int Dim> struct TileOutputs {
+template <class T, int Dim>
+struct TileOutputs {
     static constexpr int Blocks = (Dim + 63) / 64, SharedFloats = 0;
     float sums[Blocks][4][4];
     int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
@@ -234,7 +258,8 @@ template <class T, int Dim> struct TileOutputs {
     __device__ bool within(int block) const { return Dim % 64 == 0 || block * 64 + r * 8 < Dim; }
     __device__ void clear() {
 #pragma unroll
-        for (int i = 0; i < Blocks * 16; ++i) sums[i / 16][i / 4 % 4][i % 4] = 0;
+        for (int i = 0; i < Blocks * 16; ++i)
+            sums[i / 16][i / 4 % 4][i % 4] = 0;
     }
     // Outputs of heads 2c and 2c + 1 shrink by shrink0, shrink1, then p·v is added.
     __device__ void add(const char* tile, const float (&p)[4], float shrink0, float shrink1, float*) {
@@ -268,13 +293,16 @@ template <class T, int Dim> struct TileOutputs {
 #pragma unroll
                 for (int g = 0; g < 2; ++g)
                     if (2 * c + g < heads)
-                        *reinterpret_cast<float2*>(to + OutputPlace<Dim>::of(2 * c + g, h * 64 + r * 8 + 2 * j)) = make_float2(sums[h][j][g], sums[h][j][2 + g]);
+                        *reinterpret_cast<float2*>(to + OutputPlace<Dim>::of(2 * c + g, h * 64 + r * 8 + 2 * j)) =
+                            make_float2(sums[h][j][g], sums[h][j][2 + g]);
         }
     }
 };
 
-template <int Dim> struct TileOutputs<float, Dim> {
-    static constexpr int Lanes = Dim >= 80 ? 32 : Dim / 4, Blocks = Dim > 128 ? 2 : 1, Steps = TileEntries * Lanes / 32; // lanes of a row; rows a lane reads
+template <int Dim>
+struct TileOutputs<float, Dim> {
+    static constexpr int Lanes = Dim >= 80 ? 32 : Dim / 4, Blocks = Dim > 128 ? 2 : 1,
+                         Steps = TileEntries * Lanes / 32;             // lanes of a row; rows a lane reads
     static constexpr int SharedFloats = (TileEntries + 1) * TileHeads; // a warp's weights, then its shrink factors
     float4 sums[TileHeads][Blocks];
     int lane = static_cast<int>(threadIdx.x) % 32;
@@ -284,7 +312,8 @@ template <int Dim> struct TileOutputs<float, Dim> {
 #pragma unroll
         for (int g = 0; g < TileHeads; ++g)
 #pragma unroll
-            for (int b = 0; b < Blocks; ++b) sums[g][b] = make_float4(0, 0, 0, 0);
+            for (int b = 0; b < Blocks; ++b)
+                sums[g][b] = make_float4(0, 0, 0, 0);
     }
     __device__ void add(const char* tile, const float (&p)[4], float shrink0, float shrink1, float* shared) {
         const int r = lane / 4, c = lane % 4, e = Tile<float, Dim>::entry(r);
@@ -297,7 +326,8 @@ template <int Dim> struct TileOutputs<float, Dim> {
         for (int g = 0; g < TileHeads; ++g) {
             const float shrink = shared[TileEntries * TileHeads + g];
 #pragma unroll
-            for (int b = 0; b < Blocks; ++b) sums[g][b].x *= shrink, sums[g][b].y *= shrink, sums[g][b].z *= shrink, sums[g][b].w *= shrink;
+            for (int b = 0; b < Blocks; ++b)
+                sums[g][b].x *= shrink, sums[g][b].y *= shrink, sums[g][b].z *= shrink, sums[g][b].w *= shrink;
         }
 #pragma unroll 4
         for (int i = 0; i < Steps; ++i) {

@@ -1,8 +1,9 @@
-// Times the CUDA kernels of decode against torch's own on the same data, one after the other, and prints a table, and JSON with --json FILE.
+// Times the CUDA kernels of decode against torch's own on the same data, one after the other, and prints a table, and JSON with --json
+// FILE.
 //
-// Llama-3-8B shape: 32 query and 8 KV heads of 128, bf16, batch 1. Every run finds a cold L2: a buffer larger than it is written first, and another one
-// read, so that no written lines are left (--dirty: only written; what it left is then written back during the run). Median of many, from device events.
-// floor: the bytes that must be read, at this run's copy bandwidth.
+// Llama-3-8B shape: 32 query and 8 KV heads of 128, bf16, batch 1. Every run finds a cold L2: a buffer larger than it is written first, and
+// another one read, so that no written lines are left (--dirty: only written; what it left is then written back during the run). Median of
+// many, from device events. floor: the bytes that must be read, at this run's copy bandwidth.
 //   gpu_bench [--json FILE] [--dirty] [decode] [ragged] [statistics] [top_k] [vote]
 #include "kernels/bind/ops.h"
 
@@ -29,7 +30,8 @@ at::TensorOptions on(at::ScalarType type) { return at::TensorOptions().dtype(typ
 
 class Bench {
 public:
-    explicit Bench(bool dirty) : m_dirty(dirty), m_written(at::empty({256 << 20}, on(at::kByte))), m_read(at::ones({64 << 20}, on(at::kFloat))) {
+    explicit Bench(bool dirty)
+        : m_dirty(dirty), m_written(at::empty({256 << 20}, on(at::kByte))), m_read(at::ones({64 << 20}, on(at::kFloat))) {
         const at::Tensor from = at::ones({1 << 30}, on(at::kByte));
         at::Tensor to = at::empty_like(from);
         m_copy = 2.0 * static_cast<double>(from.nbytes()) / median({[&] { to.copy_(from); }}, 11)[0]; // bytes per µs
@@ -74,7 +76,12 @@ public:
     }
 
     void save(const std::string& file) const {
-        std::ofstream(file) << nlohmann::json{{"schema", "keepsight.gpu_bench/1"}, {"copy_gb_per_s", m_copy * 1e-3}, {"dirty_l2", m_dirty}, {"rows", m_rows}}.dump(1) << "\n";
+        std::ofstream(file) << nlohmann::json{{"schema", "keepsight.gpu_bench/1"},
+                                              {"copy_gb_per_s", m_copy * 1e-3},
+                                              {"dirty_l2", m_dirty},
+                                              {"rows", m_rows}}
+                                   .dump(1)
+                            << "\n";
     }
 
 private:
@@ -107,7 +114,8 @@ struct Cache {
 void decode(Bench& bench) {
     for (const int64_t context : {4096, 32768, 131072}) {
         const Cache cache(context);
-        bench.row("decode attention, bf16, " + std::to_string(context) + "; peer: SDPA (flash or cuDNN)", cache.bytes(), cache.attention(), {cache.sdpa(true), cache.sdpa(false)});
+        bench.row("decode attention, bf16, " + std::to_string(context) + "; peer: SDPA (flash or cuDNN)", cache.bytes(), cache.attention(),
+                  {cache.sdpa(true), cache.sdpa(false)});
     }
     for (const at::ScalarType type : {at::kHalf, at::kFloat}) {
         const Cache cache(32768, type);
@@ -134,23 +142,27 @@ void statistics(Bench& bench) {
 void topK(Bench& bench) {
     for (const int64_t count : {131072, 1 << 20}) {
         const at::Tensor scores = at::randn({1, count}, on(at::kFloat)), counts = at::full({1}, count, on(at::kInt));
-        bench.row("top_k, 2048 of " + std::to_string(count) + "; peer: torch.topk (not sorted by index)", static_cast<double>(scores.nbytes()),
-                  [&] { ops::top_k(scores, counts, 2048); }, {[&] { at::topk(scores, 2048); }});
+        bench.row("top_k, 2048 of " + std::to_string(count) + "; peer: torch.topk (not sorted by index)",
+                  static_cast<double>(scores.nbytes()), [&] { ops::top_k(scores, counts, 2048); }, {[&] { at::topk(scores, 2048); }});
     }
 }
 
 void vote(Bench& bench) {
     for (const auto& [queryHeads, kvHeads] : {std::pair<int64_t, int64_t>{32, 8}, {28, 4}})
         for (const int64_t count : {131072, 1 << 20}) {
-            const at::Tensor q = at::randn({queryHeads, HeadSize}, on(at::kFloat)) * 0.1, k = at::randn({kvHeads, count, HeadSize}, on(at::kBFloat16));
+            const at::Tensor q = at::randn({queryHeads, HeadSize}, on(at::kFloat)) * 0.1,
+                             k = at::randn({kvHeads, count, HeadSize}, on(at::kBFloat16));
             const at::Tensor lengths = at::full({kvHeads}, count, on(at::kInt)), counts = at::full({1}, count, on(at::kInt));
             const at::Tensor grouped = q.to(at::kBFloat16).view({kvHeads, -1, HeadSize});
             const std::string name = std::to_string(queryHeads) + "/" + std::to_string(kvHeads) + " heads, " + std::to_string(count);
-            bench.row("soft_vote, " + name + "; peer: bmm, softmax, sum in torch", static_cast<double>(k.nbytes()), [&] { ops::soft_vote(q, k, lengths, 0, count, 1); },
-                      {[&] { at::softmax(at::matmul(grouped, k.transpose(1, 2)), -1, at::kFloat).sum(at::IntArrayRef{0, 1}); }});
+            bench.row("soft_vote, " + name + "; peer: bmm, softmax, sum in torch", static_cast<double>(k.nbytes()),
+                      [&] { ops::soft_vote(q, k, lengths, 0, count, 1); }, {[&] {
+                          at::softmax(at::matmul(grouped, k.transpose(1, 2)), -1, at::kFloat).sum(at::IntArrayRef{0, 1});
+                      }});
             bench.row("soft_vote + top_k 2048, " + name + "; peer: the same + torch.topk", static_cast<double>(k.nbytes()),
-                      [&] { ops::top_k(ops::soft_vote(q, k, lengths, 0, count, 1).unsqueeze(0), counts, 2048); },
-                      {[&] { at::topk(at::softmax(at::matmul(grouped, k.transpose(1, 2)), -1, at::kFloat).sum(at::IntArrayRef{0, 1}), 2048); }});
+                      [&] { ops::top_k(ops::soft_vote(q, k, lengths, 0, count, 1).unsqueeze(0), counts, 2048); }, {[&] {
+                          at::topk(at::softmax(at::matmul(grouped, k.transpose(1, 2)), -1, at::kFloat).sum(at::IntArrayRef{0, 1}), 2048);
+                      }});
         }
 }
 
@@ -173,7 +185,8 @@ int main(int argc, char** argv) {
     if (!ops::loadCuda(&why) || !at::hasCUDA() || at::detail::getCUDAHooks().getNumGPUs() == 0)
         return std::fprintf(stderr, "gpu_bench: no CUDA device: %s\n", why.empty() ? "the driver shows none" : why.c_str()), 2;
     Bench bench(dirty);
-    const std::pair<const char*, void (*)(Bench&)> parts[] = {{"decode", decode}, {"ragged", ragged}, {"statistics", statistics}, {"top_k", topK}, {"vote", vote}};
+    const std::pair<const char*, void (*)(Bench&)> parts[] = {
+        {"decode", decode}, {"ragged", ragged}, {"statistics", statistics}, {"top_k", topK}, {"vote", vote}};
     for (const auto& [name, part] : parts)
         if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) part(bench);
     if (!json.empty()) bench.save(json);
