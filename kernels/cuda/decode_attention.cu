@@ -4,6 +4,7 @@
 // KV head seen by up to 8 of its query heads: keys and values are read once for all of them (tile.cuh). A block's warps take every nth tile
 // of its share and add up in shared memory; a walk shared by several blocks is put together by the one that finishes last, slice by slice
 // in their order, so runs repeat bit for bit. Visible entries are a prefix: positions ascend.
+#include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/tile.cuh"
 
 #include <algorithm>
@@ -101,6 +102,7 @@ struct DecodeShared { // sizes of the parts of a block's shared memory
 
 template <class T, int Dim>
 __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(const AttentionArgs a, const DecodeScratch s) {
+    letLaterKernelsStart(); // they wait for the end before they read the output
     extern __shared__ __align__(128) char shared[];
     using Sizes = DecodeShared<T, Dim>;
     using KeyTile = Tile<T, Dim>;

@@ -5,22 +5,12 @@
 // Sums are fp32 in a fixed order, so that runs repeat bit for bit; the normed x is rounded to the element as rms_norm's output is.
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch_decode.h"
+#include "kernels/cuda/overlap.cuh"
 
 namespace keepsight::cuda {
 namespace {
 
 constexpr int Warps = 8, Threads = Warps * 32, Ahead = 4, Step = 32 * 8; // Step: values of one row that a warp loads at once
-
-__device__ inline void waitForEarlierKernels() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ inline void letLaterKernelsStart() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 template <class T> struct Pair;
 template <> struct Pair<__nv_bfloat16> {
@@ -130,16 +120,8 @@ template <class T, bool Gated> __global__ void __launch_bounds__(Threads) matvec
 
 template <class T, bool Gated> cudaError_t launch(const MatvecArgs& args, cudaStream_t stream) {
     const std::int64_t units = Gated ? args.rows : (args.rows + 1) / 2;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>((units + Warps - 1) / Warps));
-    config.blockDim = dim3(Threads);
-    config.dynamicSmemBytes = static_cast<std::size_t>(args.width) * sizeof(T);
-    config.stream = stream;
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &early;
-    config.numAttrs = 1;
+    cudaLaunchAttribute early;
+    cudaLaunchConfig_t config = overlapping(dim3(static_cast<unsigned>((units + Warps - 1) / Warps)), dim3(Threads), static_cast<std::size_t>(args.width) * sizeof(T), stream, early);
     if (config.dynamicSmemBytes > 48 * 1024)
         if (const cudaError_t error = cudaFuncSetAttribute(matvec_kernel<T, Gated>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(config.dynamicSmemBytes));
             error != cudaSuccess)

@@ -3,6 +3,7 @@
 // else reads meanwhile.
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch_decode.h"
+#include "kernels/cuda/overlap.cuh"
 
 #include <algorithm>
 
@@ -18,6 +19,8 @@ template <class T> __device__ void turn(const T* from, T* to, std::int64_t half,
 }
 
 template <class T> __global__ void rope_append_kernel(RopeAppendArgs a) {
+    letLaterKernelsStart();
+    waitForEarlierKernels();
     const std::int64_t block = blockIdx.x, half = a.dim / 2;
     const T* qkv = static_cast<const T*>(a.qkv);
     const std::int32_t now = *a.position;
@@ -41,8 +44,9 @@ template <class T> __global__ void rope_append_kernel(RopeAppendArgs a) {
 cudaError_t launchRopeAppend(const RopeAppendArgs& args, CudaElement element, cudaStream_t stream) {
     const auto blocks = static_cast<unsigned>(args.queryHeads + args.kvHeads), threads = static_cast<unsigned>(std::clamp<std::int64_t>(args.dim / 2, 32, 256));
     return forElement(element, [&](auto zero) {
-        rope_append_kernel<decltype(zero)><<<blocks, threads, 0, stream>>>(args);
-        return cudaGetLastError();
+        cudaLaunchAttribute early;
+        const cudaLaunchConfig_t config = overlapping(dim3(blocks), dim3(threads), 0, stream, early);
+        return cudaLaunchKernelEx(&config, rope_append_kernel<decltype(zero)>, args);
     });
 }
 

@@ -167,11 +167,12 @@ std::string quantizersToMarkdown() { return toMarkdown(Engine::quantizers(), "qu
 
 RunCommand addListing(CLI::App& app, std::string (*text)(), OrderedJson (*json)(), std::string (*markdown)()) {
     const auto file = std::make_shared<std::string>();
-    auto* table = app.add_flag("--markdown", "Write a Markdown table, as the README shows it");
+    const auto markdownWanted = std::make_shared<bool>(false);
+    auto* table = app.add_flag("--markdown", *markdownWanted, "Write a Markdown table, as the README shows it");
     auto* option = app.add_option("--json", *file, "Write JSON; -, or nothing: to stdout")->expected(0, 1);
     table->excludes(option);
     return [=](const Shell&) {
-        if (table->count() > 0)
+        if (*markdownWanted)
             writeOutput("-", markdown());
         else if (option->count() == 0)
             writeOutput("-", text());
