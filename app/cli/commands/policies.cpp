@@ -109,17 +109,17 @@ std::string quantizersToText() {
     return out;
 }
 
-// Parameters that many entries declare with the same words; the tables name them once, below.
+// Parameters that many entries declare with the same words and default; the tables name them once, below.
 template <class Info>
-std::vector<ParamInfo> sharedOf(const std::vector<Info>& entries) {
+std::vector<ParamInfo> sharedOf(const std::vector<Info>& rows) {
     constexpr int Many = 4;
     std::vector<ParamInfo> out;
-    const auto same = [](const ParamInfo& a, const ParamInfo& b) { return a.name == b.name && a.help == b.help; };
-    for (const Info& entry : entries)
-        for (const ParamInfo& p : entry.params) {
+    const auto same = [](const ParamInfo& a, const ParamInfo& b) { return a.name == b.name && a.help == b.help && a.initial == b.initial; };
+    for (const Info& row : rows)
+        for (const ParamInfo& p : row.params) {
             if (std::ranges::any_of(out, [&](const ParamInfo& known) { return same(known, p); })) continue;
             const auto declares = [&](const Info& other) { return std::ranges::any_of(other.params, [&](const ParamInfo& q) { return same(p, q); }); };
-            if (std::ranges::count_if(entries, declares) >= Many) out.push_back(p);
+            if (std::ranges::count_if(rows, declares) >= Many) out.push_back(p);
         }
     return out;
 }
@@ -136,17 +136,26 @@ std::string parameterToMarkdown(const ParamInfo& p) {
     return "`" + p.name + (p.initial.empty() ? "" : "=" + p.initial) + "` (" + range + ")";
 }
 
-// A row for every entry, or for a family of them: neighbours of one paper whose names begin alike.
+// A family: neighbours of one paper whose names begin alike share a row.
+template <class Info>
+std::size_t familyEnd(const std::vector<Info>& entries, std::size_t begin) {
+    std::size_t end = begin + 1;
+    while (end < entries.size() && !entries[begin].paper.empty() && entries[end].paper == entries[begin].paper && entries[end].id.substr(0, 3) == entries[begin].id.substr(0, 3))
+        ++end;
+    return end;
+}
+
 template <class Info>
 std::string toMarkdown(const std::vector<Info>& entries, const std::string& what) {
-    const std::vector<ParamInfo> shared = sharedOf(entries);
-    const auto isShared = [&](const ParamInfo& p) { return std::ranges::any_of(shared, [&](const ParamInfo& s) { return s.name == p.name && s.help == p.help; }); };
+    std::vector<Info> rows;
+    for (std::size_t i = 0; i < entries.size(); i = familyEnd(entries, i))
+        rows.push_back(entries[i]);
+    const std::vector<ParamInfo> shared = sharedOf(rows);
+    const auto isShared = [&](const ParamInfo& p) { return std::ranges::any_of(shared, [&](const ParamInfo& s) { return s.name == p.name && s.help == p.help && s.initial == p.initial; }); };
     std::string out = "| " + what + " | | parameters: default (range) | paper |\n|---|---|---|---|\n";
     for (std::size_t i = 0; i < entries.size();) {
         const Info& info = entries[i];
-        std::size_t end = i + 1;
-        while (end < entries.size() && !info.paper.empty() && entries[end].paper == info.paper && entries[end].id.substr(0, 3) == info.id.substr(0, 3))
-            ++end;
+        const std::size_t end = familyEnd(entries, i);
         std::string names = "`" + info.id + "`", parameters;
         for (const std::string& alias : info.aliases)
             names += ", `" + alias + "`";
