@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention.h"
+#include "kernels/cpu/attention_stats.h"
 #include "kernels/cpu/simd.h"
 
 namespace keepsight::KEEPSIGHT_ISA {
@@ -74,6 +75,78 @@ const float* tileRows(const Rows& rows, Element element, std::int64_t head, std:
     }
     stride = width;
     return buffer;
+}
+
+// seen[h]: what the one query sees of each head. Returns the splits of the longest, at least one.
+KEEPSIGHT_INLINE std::int64_t splitsOf(const AttentionArgs& args, std::int64_t* seen) {
+    std::int64_t splits = 1;
+    for (std::int64_t h = 0; h < args.kvHeads; ++h) {
+        seen[h] = visible(args.positions + h * args.capacity, args.lengths[h], args.queryPositions[0]);
+        splits = most(splits, (seen[h] + Split - 1) / Split);
+    }
+    return splits;
+}
+
+// The one query of every head times `factor`, [queryHeads, width], zero behind dim.
+KEEPSIGHT_INLINE void scaledQueries(const AttentionArgs& args, float factor, std::int64_t width, float* q) {
+    std::memset(q, 0, static_cast<std::size_t>(args.queryHeads * width) * 4);
+    for (std::int64_t h = 0; h < args.queryHeads; ++h) {
+        toFp32(at(args.q.data, args.element, h * args.q.head), args.element, args.dim, q + h * width);
+        for (std::int64_t d = 0; d < args.dim; ++d)
+            q[h * width + d] *= factor;
+    }
+}
+
+// Rows of keys or values [first, first + count) of a KV head times the vector of each of its query heads: scores[g · stride + t].
+inline void splitScores(const AttentionArgs& args, const Rows& rows, std::int64_t h, std::int64_t first, std::int64_t count, const float* vectors, std::int64_t width,
+                        float* buffer, float* scores, std::int64_t stride) {
+    const std::int64_t group = args.queryHeads / args.kvHeads;
+    for (std::int64_t t = 0; t < count; t += Tile) {
+        const std::int64_t n = least(Tile, count - t);
+        std::int64_t row;
+        const float* k = tileRows(rows, args.element, h, first + t, n, args.dim, width, buffer, row);
+        for (std::int64_t g = 0; g < group; g += 4)
+            scoresOf[least(4, group - g)](k, row, n, vectors + (h * group + g) * width, width, scores + g * stride + t, stride);
+    }
+}
+
+// out[g · width]: Σ weights[g · stride + t] · v over these entries.
+inline void splitValues(const AttentionArgs& args, std::int64_t h, std::int64_t first, std::int64_t count, const float* weights, std::int64_t stride, std::int64_t width,
+                        float* buffer, float* out) {
+    const std::int64_t group = args.queryHeads / args.kvHeads;
+    std::memset(out, 0, static_cast<std::size_t>(group * width) * 4);
+    for (std::int64_t t = 0; t < count; t += Tile) {
+        const std::int64_t n = least(Tile, count - t);
+        std::int64_t row;
+        const float* v = tileRows(args.v, args.element, h, first + t, n, args.dim, width, buffer, row);
+        for (std::int64_t g = 0; g < group; g += 4)
+            valuesOf[least(4, group - g)](v, row, n, weights + g * stride + t, stride, out + g * width, width);
+    }
+}
+
+// tops[s] becomes what a split's exponentials are to be multiplied with to be weights, from its maximum and its sum.
+KEEPSIGHT_INLINE void splitFactors(float* tops, const float* sums, std::int64_t used) {
+    float best = used ? tops[0] : 0, all = 0;
+    for (std::int64_t s = 0; s < used; ++s)
+        best = tops[s] > best ? tops[s] : best;
+    for (std::int64_t s = 0; s < used; ++s) {
+        float factor[Lanes];
+        store(factor, exp2(broadcast(tops[s] - best)));
+        tops[s] = factor[0];
+        all += sums[s] * factor[0];
+    }
+    for (std::int64_t s = 0; s < used; ++s)
+        tops[s] /= all;
+}
+
+// The splits' outputs, `next` values apart, put together.
+KEEPSIGHT_INLINE void combineSplits(const float* factors, const float* outs, std::int64_t next, std::int64_t used, std::int64_t width, float* out) {
+    for (std::int64_t d = 0; d < width; d += Lanes) {
+        Floats acc{};
+        for (std::int64_t s = 0; s < used; ++s)
+            acc += factors[s] * load(outs + s * next + d);
+        store(out + d, acc);
+    }
 }
 
 } // namespace

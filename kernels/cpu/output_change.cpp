@@ -35,20 +35,10 @@ void outputChangeOne(const OutputChangeArgs& given) {
     const AttentionArgs& args = given.attention;
     const std::int64_t group = args.queryHeads / args.kvHeads, width = roundUp(args.dim, Lanes), heads = args.queryHeads;
     Buffer<std::int64_t> seen(args.kvHeads);
-    std::int64_t splits = 1;
-    for (std::int64_t h = 0; h < args.kvHeads; ++h) {
-        seen[h] = visible(args.positions + h * args.capacity, args.lengths[h], args.queryPositions[0]);
-        splits = most(splits, (seen[h] + Split - 1) / Split);
-    }
-    const std::int64_t length = splits * Split, perThread = Tile * width + group * Tile + Tile;
+    const std::int64_t splits = splitsOf(args, seen.data()), length = splits * Split, perThread = Tile * width + group * Tile + Tile;
     Buffer<float> q(heads * width), logits(heads * length), weights(heads * length), tops(heads * splits), sums(heads * splits), outs(heads * splits * width), norms(heads);
     Buffer<float> scratch(omp_get_max_threads() * perThread);
-    q.clear(heads * width);
-    for (std::int64_t h = 0; h < heads; ++h) {
-        toFp32(at(args.q.data, args.element, h * args.q.head), args.element, args.dim, q.data() + h * width);
-        for (std::int64_t d = 0; d < args.dim; ++d)
-            q[h * width + d] *= args.scale;
-    }
+    scaledQueries(args, args.scale, width, q.data());
 
 #pragma omp parallel
     {
@@ -58,51 +48,21 @@ void outputChangeOne(const OutputChangeArgs& given) {
             const std::int64_t h = task / splits, split = task % splits, first = split * Split, count = least(Split, seen[h] - first);
             if (count <= 0) continue;
             float *logit = logits.data() + h * group * length + first, *weight = weights.data() + h * group * length + first;
-            for (std::int64_t t = 0; t < count; t += Tile) {
-                const std::int64_t n = least(Tile, count - t);
-                std::int64_t row;
-                const float* k = tileRows(args.k, args.element, h, first + t, n, args.dim, width, buffer, row);
-                for (std::int64_t g = 0; g < group; g += 4)
-                    scoresOf[least(4, group - g)](k, row, n, q.data() + (h * group + g) * width, width, logit + g * length + t, length);
-            }
+            splitScores(args, args.k, h, first, count, q.data(), width, buffer, logit, length);
             for (std::int64_t g = 0; g < group; ++g) {
                 for (std::int64_t t = 0; t < count; ++t)
                     weight[g * length + t] = logit[g * length + t] * Log2E;
                 const std::int64_t place = (h * group + g) * splits + split;
                 sums[place] = exponentials(weight + g * length, count, count, tops[place]);
             }
-            float* out = outs.data() + (h * splits + split) * group * width; // [KV head, split, group, width]
-            std::memset(out, 0, static_cast<std::size_t>(group * width) * 4);
-            for (std::int64_t t = 0; t < count; t += Tile) {
-                const std::int64_t n = least(Tile, count - t);
-                std::int64_t row;
-                const float* v = tileRows(args.v, args.element, h, first + t, n, args.dim, width, buffer, row);
-                for (std::int64_t g = 0; g < group; g += 4)
-                    valuesOf[least(4, group - g)](v, row, n, weight + g * length + t, length, out + g * width, width);
-            }
+            splitValues(args, h, first, count, weight, length, width, buffer, outs.data() + (h * splits + split) * group * width); // [KV head, split, group, width]
         }
 #pragma omp for schedule(static)
         for (std::int64_t head = 0; head < heads; ++head) { // the splits' factors, and the output in the query's place
             const std::int64_t h = head / group, g = head % group, used = (seen[h] + Split - 1) / Split;
-            float *top = tops.data() + head * splits, *total = sums.data() + head * splits;
-            float best = used ? top[0] : 0, all = 0;
-            for (std::int64_t s = 0; s < used; ++s)
-                best = top[s] > best ? top[s] : best;
-            for (std::int64_t s = 0; s < used; ++s) {
-                float factor[Lanes];
-                store(factor, exp2(broadcast(top[s] - best)));
-                top[s] = factor[0];
-                all += total[s] * factor[0];
-            }
-            for (std::int64_t s = 0; s < used; ++s)
-                top[s] /= all;
-            float* o = q.data() + head * width;
-            for (std::int64_t d = 0; d < width; d += Lanes) {
-                Floats acc{};
-                for (std::int64_t s = 0; s < used; ++s)
-                    acc += top[s] * load(outs.data() + ((h * splits + s) * group + g) * width + d);
-                store(o + d, acc);
-            }
+            float *factors = tops.data() + head * splits, *o = q.data() + head * width;
+            splitFactors(factors, sums.data() + head * splits, used);
+            combineSplits(factors, outs.data() + (h * splits * group + g) * width, group * width, used, width, o);
             norms[head] = squares(o, width);
         }
 #pragma omp for schedule(static)
