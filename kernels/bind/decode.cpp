@@ -79,23 +79,8 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
     if (held < q.size(1) || held > k.size(1))
         refuse(op, "held entries", "from the " + std::to_string(q.size(1)) + " queries' own to the capacity of " + std::to_string(k.size(1)), std::to_string(held));
     static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::causal_attention", "").typed<Causal>();
-    if (!stats) return typed.call(q, k, v, held, scale, {}, {}, {}, 0, 1, 1);
-    const auto given = [&](const char* name, const at::Tensor& t) {
-        if (!t.defined()) return OptionalTensor();
-        checkType(op, name, t, at::kFloat);
-        checkSameDevice(op, name, t, q);
-        if (!t.is_contiguous()) refuse(op, name, "dense in memory", "strides " + shapeText(t.strides()));
-        return OptionalTensor(t);
-    };
-    const OptionalTensor columnSum = given("column sums", stats->columnSum), lastRows = given("last rows", stats->lastRows), map = given("map", stats->map);
-    if (columnSum) checkShape(op, "column sums", *columnSum, {q.size(0), k.size(1)});
-    if (lastRows) checkShape(op, "last rows", *lastRows, {q.size(0), Any, k.size(1)});
-    if (lastRows && lastRows->size(1) > q.size(1)) refuse(op, "last rows", "at most the " + std::to_string(q.size(1)) + " queries", std::to_string(lastRows->size(1)));
-    if (map) checkShape(op, "map", *map, {Any, Any, Any});
-    if (map && map->size(0) != k.size(0) && map->size(0) != q.size(0))
-        refuse(op, "map heads", std::to_string(k.size(0)) + " or " + std::to_string(q.size(0)), std::to_string(map->size(0)));
-    if (stats->rowBin < 1 || stats->colBin < 1) refuse(op, "map bins", "at least 1 token", std::to_string(std::min(stats->rowBin, stats->colBin)));
-    return typed.call(q, k, v, held, scale, columnSum, lastRows, map, stats->mapRowBegin, stats->rowBin, stats->colBin);
+    const CheckedStats s = checkStats(op, stats, q, k);
+    return typed.call(q, k, v, held, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
 }
 
 at::Tensor rope_append(const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values,

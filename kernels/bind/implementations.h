@@ -7,6 +7,13 @@
 
 namespace keepsight::ops {
 
+// What attention() and causal_attention() are to collect, as the dispatcher takes it. Throws EngineError.
+struct CheckedStats {
+    std::optional<at::Tensor> columnSum, lastRows, map;
+    int64_t rowBegin = 0, rowBin = 1, colBin = 1;
+};
+CheckedStats checkStats(const char* op, const AttentionStats* stats, const at::Tensor& q, const at::Tensor& k);
+
 void defineOperators(torch::Library& library);   // the schemas
 void registerCpu(torch::Library& library);       // key CPU: kernels/cpu
 void registerComposite(torch::Library& library); // key CompositeExplicitAutograd: ATen calls, right on any device

@@ -47,12 +47,6 @@ void checkEntries(const char* op, const at::Tensor& q, const at::Tensor& k, cons
     checkSameDevice(op, "keys", k, q);
 }
 
-void checkStatistic(const char* name, const at::Tensor& tensor, const at::Tensor& q) {
-    checkType("attention", name, tensor, at::kFloat);
-    checkSameDevice("attention", name, tensor, q);
-    if (!tensor.is_contiguous()) refuse("attention", name, "dense in memory", "strides " + shapeText(tensor.strides()));
-}
-
 void checkIndex(const char* op, const at::Tensor& x, const at::Tensor& index, const at::Tensor& counts) {
     if (!x.defined() || x.dim() < 2) refuse(op, "entries", "[heads, capacity, ...]", x.defined() ? shapeText(x.sizes()) : "no tensor");
     checkShape(op, "index", index, {x.size(0), Any});
@@ -64,6 +58,32 @@ void checkIndex(const char* op, const at::Tensor& x, const at::Tensor& index, co
 }
 
 } // namespace
+
+CheckedStats checkStats(const char* op, const AttentionStats* stats, const at::Tensor& q, const at::Tensor& k) {
+    if (!stats) return {};
+    const auto given = [&](const char* name, const at::Tensor& t) {
+        if (!t.defined()) return OptionalTensor();
+        checkType(op, name, t, at::kFloat);
+        checkSameDevice(op, name, t, q);
+        if (!t.is_contiguous()) refuse(op, name, "dense in memory", "strides " + shapeText(t.strides()));
+        return OptionalTensor(t);
+    };
+    CheckedStats out{given("column sums", stats->columnSum), given("last rows", stats->lastRows), given("map", stats->map), 0, 1, 1};
+    if (out.columnSum) checkShape(op, "column sums", *out.columnSum, {q.size(0), k.size(1)});
+    if (out.lastRows) {
+        checkShape(op, "last rows", *out.lastRows, {q.size(0), Any, k.size(1)});
+        if (out.lastRows->size(1) > q.size(1))
+            refuse(op, "last rows", "at most the " + std::to_string(q.size(1)) + " queries", std::to_string(out.lastRows->size(1)));
+    }
+    if (out.map) {
+        checkShape(op, "map", *out.map, {Any, Any, Any});
+        if (out.map->size(0) != k.size(0) && out.map->size(0) != q.size(0))
+            refuse(op, "map heads", std::to_string(k.size(0)) + " or " + std::to_string(q.size(0)), std::to_string(out.map->size(0)));
+        out.rowBegin = stats->mapRowBegin, out.rowBin = stats->rowBin, out.colBin = stats->colBin;
+        if (out.rowBin < 1 || out.colBin < 1) refuse(op, "map bins", "at least 1 token", std::to_string(std::min(out.rowBin, out.colBin)));
+    }
+    return out;
+}
 
 void defineOperators(torch::Library& m) {
     m.def("linear(Tensor x, Tensor packed, int weight_type, int in_features, Tensor? bias) -> Tensor");
@@ -157,34 +177,12 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     checkShape("attention", "values", v, {k.size(0), k.size(1), k.size(2)});
     checkType("attention", "values", v, q.scalar_type());
     checkSameDevice("attention", "values", v, q);
-    OptionalTensor columnSum, lastRows, map;
-    int64_t rowBegin = 0, rowBin = 1, colBin = 1;
-    if (stats && stats->columnSum.defined()) {
-        columnSum = stats->columnSum;
-        checkShape("attention", "column sums", *columnSum, {q.size(0), k.size(1)});
-        checkStatistic("column sums", *columnSum, q);
-    }
-    if (stats && stats->lastRows.defined()) {
-        lastRows = stats->lastRows;
-        checkShape("attention", "last rows", *lastRows, {q.size(0), Any, k.size(1)});
-        checkStatistic("last rows", *lastRows, q);
-        if (lastRows->size(1) > q.size(1))
-            refuse("attention", "last rows", "at most the " + std::to_string(q.size(1)) + " queries", std::to_string(lastRows->size(1)));
-    }
-    if (stats && stats->map.defined()) {
-        map = stats->map;
-        checkShape("attention", "map", *map, {Any, Any, Any});
-        if (map->size(0) != k.size(0) && map->size(0) != q.size(0))
-            refuse("attention", "map heads", std::to_string(k.size(0)) + " or " + std::to_string(q.size(0)), std::to_string(map->size(0)));
-        checkStatistic("map", *map, q);
-        rowBegin = stats->mapRowBegin, rowBin = stats->rowBin, colBin = stats->colBin;
-        if (rowBin < 1 || colBin < 1) refuse("attention", "map bins", "at least 1 token", std::to_string(std::min(rowBin, colBin)));
-    }
+    const CheckedStats s = checkStats("attention", stats, q, k);
     static const auto op =
         handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                           double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t)>(
             "keepsight::attention");
-    return op.call(q, k, v, positions, lengths, queryPositions, scale, columnSum, lastRows, map, rowBegin, rowBin, colBin);
+    return op.call(q, k, v, positions, lengths, queryPositions, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
 }
 
 at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,

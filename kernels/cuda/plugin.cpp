@@ -1,12 +1,9 @@
 // The plug-in: tensors → argument structs for the CUDA kernels, registered with the dispatcher when the library is loaded.
 // Arguments were checked by ops.cpp. What has no kernel here runs in ATen calls (bind/composite.cpp).
 #include "kernels/cuda/launch_decode.h"
+#include "kernels/cuda/plugin.h"
 
-#include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/cuda/CUDAFunctions.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 #include <algorithm>
 #include <array>
@@ -15,27 +12,6 @@
 
 namespace keepsight::cuda {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
-
-void check(cudaError_t error, const char* operation) {
-    TORCH_CHECK(error == cudaSuccess, "keepsight::", operation, ": the CUDA launch failed: ", cudaGetErrorString(error));
-}
-
-cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
-
-CudaElement elementOf(const at::Tensor& t) {
-    switch (t.scalar_type()) {
-    case at::kFloat:
-        return CudaElement::f32;
-    case at::kBFloat16:
-        return CudaElement::bf16;
-    case at::kHalf:
-        return CudaElement::f16;
-    default:
-        TORCH_CHECK(false, "keepsight: expected fp32, bf16 or fp16 on the device, found ", t.scalar_type());
-    }
-}
 
 const CudaDevice& deviceOf(const at::Tensor& t) {
     static std::array<CudaDevice, 64> devices; // attributes do not change: a race writes the same values
@@ -186,11 +162,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
     const bool plainDecode = q.size(1) == 1 && hasHeadSize(q.size(2));
     if (!plainDecode) {
-        using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
-                                     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t);
-        static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::attention", "").typed<Signature>();
-        return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), q, k, v, positions, lengths, queryPositions, scale, columnSum,
-                             lastRows, map, mapRowBegin, rowBin, colBin);
+        return composite<decltype(attention)>("attention", q, k, v, positions, lengths, queryPositions, scale, columnSum, lastRows, map, mapRowBegin, rowBin, colBin);
     }
     const c10::cuda::CUDAGuard guard(q.device());
     const at::Tensor query = inTiles(q), keys = inTiles(k), values = inTiles(v), places = positions.contiguous(), held = lengths.contiguous();
@@ -270,9 +242,7 @@ at::Tensor topK(const at::Tensor& scores, const at::Tensor& counts, int64_t k) {
 
 at::Tensor softVote(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end, double scale) {
     if (!hasHeadSize(keys.size(2))) {
-        using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t, double);
-        static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::soft_vote", "").typed<Signature>();
-        return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), queries, keys, lengths, begin, end, scale);
+        return composite<decltype(softVote)>("soft_vote", queries, keys, lengths, begin, end, scale);
     }
     const c10::cuda::CUDAGuard guard(keys.device());
     const at::Tensor wide = inTiles(queries.to(at::kFloat).contiguous().unsqueeze(0)).squeeze(0), rows = inTiles(keys), held = lengths.contiguous();

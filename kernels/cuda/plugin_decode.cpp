@@ -1,29 +1,14 @@
 // The plug-in's part for plain passes: decoded tokens (tensors → argument structs), prompts (torch's attention), and graphs. Arguments were checked by bind/decode.cpp.
 #include "kernels/bind/device_graph.h"
 #include "kernels/cuda/launch_decode.h"
+#include "kernels/cuda/plugin.h"
 
-#include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/cuda/CUDAGraph.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 #include <atomic>
 
 namespace keepsight::cuda {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
-
-void check(cudaError_t error, const char* operation) {
-    TORCH_CHECK(error == cudaSuccess, "keepsight::", operation, ": the CUDA launch failed: ", cudaGetErrorString(error));
-}
-
-cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
-
-CudaElement elementOf(const at::Tensor& t) {
-    return t.scalar_type() == at::kBFloat16 ? CudaElement::bf16 : t.scalar_type() == at::kHalf ? CudaElement::f16 : CudaElement::f32;
-}
 
 at::Tensor matvec(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm, const OptionalTensor& residual, double eps,
                   bool gated) {
@@ -48,9 +33,7 @@ at::Tensor matvec(const at::Tensor& input, const at::Tensor& weight, const Optio
         check(launchMatvec(a, elementOf(x), stream()), "matvec");
         return y;
     }
-    using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double, bool);
-    static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::matvec", "").typed<Signature>();
-    return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), x, weight, bias, norm, residual, eps, gated);
+    return composite<decltype(matvec)>("matvec", x, weight, bias, norm, residual, eps, gated);
 }
 
 at::Tensor ropeAppend(const at::Tensor& input, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values, at::Tensor& positions,
@@ -117,10 +100,7 @@ at::Tensor causalAttention(const at::Tensor& q, const at::Tensor& k, const at::T
     a.scale = static_cast<float>(scale);
     const bool sums = columnSum || map, dense = q.stride(2) == 1 && k.stride(2) == 1;
     if (q.scalar_type() == at::kFloat || dim % 8 != 0 || dim > 256 || count == 0 || (sums && (!dense || !takesAttentionSums(a, elementOf(q))))) {
-        using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                                     int64_t, int64_t, int64_t);
-        static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::causal_attention", "").typed<Signature>();
-        return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), q, k, v, held, scale, columnSum, lastRows, map, mapRowBegin, rowBin, colBin);
+        return composite<decltype(causalAttention)>("causal_attention", q, k, v, held, scale, columnSum, lastRows, map, mapRowBegin, rowBin, colBin);
     }
     const at::Tensor query = q.unsqueeze(0);
     const auto part = [&](std::int64_t begin, std::int64_t n, bool causal) {
