@@ -72,10 +72,12 @@ Selection Selection::all(const std::vector<std::int32_t>& lengths) {
 }
 
 std::int32_t CacheLayer::maxHeld() const { return held.empty() ? 0 : *std::max_element(held.begin(), held.end()); }
-CacheLayer CacheLayer::perQueryHead(std::int64_t group) const {
+CacheLayer CacheLayer::perQueryHead(std::int64_t group, bool keysAndValues) const {
     CacheLayer out;
-    out.keys = keys.repeat_interleave(group, 0);
-    out.values = values.repeat_interleave(group, 0);
+    if (keysAndValues) {
+        out.keys = keys.repeat_interleave(group, 0);
+        out.values = values.repeat_interleave(group, 0);
+    }
     out.positions = positions.repeat_interleave(group, 0);
     out.lengths = lengths.repeat_interleave(group, 0);
     for (const std::int32_t n : held) out.held.insert(out.held.end(), static_cast<std::size_t>(group), n);

@@ -26,8 +26,8 @@ struct CacheLayer {
     std::map<std::string, at::Tensor> memory; // named [kvHeads, C] or [queryHeads, C] fp32 statistics; move with the entries
     std::int32_t maxHeld() const;
     std::int64_t total() const;         // entries of all heads
-    // A copy in which each of `group` query heads has the entries of its KV head; without memory, keys and values not packed.
-    CacheLayer perQueryHead(std::int64_t group) const;
+    // A copy in which each of `group` query heads has the entries of its KV head; without memory; keys and values, not packed, if they are wanted.
+    CacheLayer perQueryHead(std::int64_t group, bool keysAndValues = true) const;
     std::int64_t capacity() const { return positions.defined() ? positions.size(1) : 0; }
 };
 

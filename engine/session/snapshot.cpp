@@ -133,8 +133,8 @@ LayerView Snapshot::view(LayerIndex layer) const {
             m_options.queryMoments >= 0 ? &m_moments[i] : nullptr, {}, true};
 }
 
-Snapshot::Sight::Sight(const Snapshot& s, const Policy& policy, LayerIndex layer)
-    : m_wide(policy.perQueryHead() ? s.m_cache.layer(layer).perQueryHead(s.m_config->groupSize()) : CacheLayer()),
+Snapshot::Sight::Sight(const Snapshot& s, const Policy& policy, LayerIndex layer, Purpose purpose)
+    : m_wide(policy.perQueryHead() ? s.m_cache.layer(layer).perQueryHead(s.m_config->groupSize(), purpose == Purpose::score) : CacheLayer()),
       view([&]() -> LayerView {
           const LayerView plain = s.view(layer);
           if (!policy.perQueryHead()) return plain;
@@ -162,7 +162,7 @@ std::shared_ptr<const Snapshot::Scored> Snapshot::scored(const Policy& policy, c
     }
     if (!serves(policy)) throw EngineError("policy " + policy.spec().id + ": the prefill did not collect the attention statistics it needs");
     const Needs needs = policy.needs(m_length);
-    const Sight sight(*this, policy, layer);
+    const Sight sight(*this, policy, layer, Purpose::score);
     const auto fresh = std::make_shared<Scored>();
     const at::Tensor sums = needs.columnSums ? m_sums.at(needs.sum)[static_cast<std::size_t>(layer.value)] : at::Tensor();
     fresh->statistic = policy.statistic(sight.view, plan, sums);
@@ -177,7 +177,7 @@ Snapshot::Choice Snapshot::choose(const Policy& policy, const Quantizer* quantiz
     const bool carries = policy.needs(m_length).decodeSums;
     for (int l = 0; l < m_cache.layers(); ++l) {
         const LayerIndex layer{l};
-        const Sight sight(*this, policy, layer);
+        const Sight sight(*this, policy, layer, Purpose::choose);
         const CacheLayer& entries = sight.view.entries;
         const Place here = place(layer, quantizer);
         const Plan plan = policy.planFor(here);
@@ -201,7 +201,7 @@ Explanation Snapshot::explain(const Policy& policy, const Quantizer* quantizer, 
     out.layer = layer;
     out.head = head;
     out.step = Step{1};
-    const Sight sight(*this, policy, layer);
+    const Sight sight(*this, policy, layer, Purpose::choose);
     const CacheLayer& entries = sight.view.entries;
     const int heads = sight.view.config.kvHeads;
     const Place here = place(layer, quantizer);

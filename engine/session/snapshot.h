@@ -47,10 +47,11 @@ public:
     std::span<const TokenId> ids() const { return m_ids; }
     double milliseconds() const { return m_milliseconds; }
     LayerView view(LayerIndex layer) const;
-    // The same as `policy` sees it: with granularity=query_head each query head has its KV head's entries for itself.
+    // The same as `policy` sees it: with granularity=query_head each query head has its KV head's entries for itself, copied only to be scored.
+    enum class Purpose { score, choose };
     class Sight {
     public:
-        Sight(const Snapshot& snapshot, const Policy& policy, LayerIndex layer);
+        Sight(const Snapshot& snapshot, const Policy& policy, LayerIndex layer, Purpose purpose);
         Sight(const Sight&) = delete;
 
     private:

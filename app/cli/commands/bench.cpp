@@ -1,4 +1,5 @@
 #include "app/cli/commands/commands.h"
+#include "engine/model/weights.h"
 
 namespace keepsight::cli {
 
@@ -15,8 +16,10 @@ RunCommand addBench(CLI::App& app) {
     options->lanes.add(app);
     options->output.add(app);
     addBenchOptions(app, options->bench);
-    app.add_option("--random-weights", options->shape, "A model of that shape with made-up weights, in place of --model: llama-3-8b, llama-3.2-1b or qwen2-7b")
-        ->excludes(app.get_option("--model"));
+    std::string shapes;
+    for (const std::string& shape : randomShapes())
+        shapes += (shapes.empty() ? "" : ", ") + shape;
+    app.add_option("--random-weights", options->shape, "A model of that shape with made-up weights, in place of --model: " + shapes)->excludes(app.get_option("--model"));
     return [options](const Shell& shell) {
         JobRequest request;
         request.job.kind = RunKind::bench;

@@ -109,16 +109,17 @@ std::string quantizersToText() {
     return out;
 }
 
+bool sameWords(const ParamInfo& a, const ParamInfo& b) { return a.name == b.name && a.help == b.help && a.initial == b.initial; }
+
 // Parameters that many entries declare with the same words and default; the tables name them once, below.
 template <class Info>
 std::vector<ParamInfo> sharedOf(const std::vector<Info>& rows) {
     constexpr int Many = 4;
     std::vector<ParamInfo> out;
-    const auto same = [](const ParamInfo& a, const ParamInfo& b) { return a.name == b.name && a.help == b.help && a.initial == b.initial; };
     for (const Info& row : rows)
         for (const ParamInfo& p : row.params) {
-            if (std::ranges::any_of(out, [&](const ParamInfo& known) { return same(known, p); })) continue;
-            const auto declares = [&](const Info& other) { return std::ranges::any_of(other.params, [&](const ParamInfo& q) { return same(p, q); }); };
+            if (std::ranges::any_of(out, [&](const ParamInfo& known) { return sameWords(known, p); })) continue;
+            const auto declares = [&](const Info& other) { return std::ranges::any_of(other.params, [&](const ParamInfo& q) { return sameWords(p, q); }); };
             if (std::ranges::count_if(rows, declares) >= Many) out.push_back(p);
         }
     return out;
@@ -151,7 +152,7 @@ std::string toMarkdown(const std::vector<Info>& entries, const std::string& what
     for (std::size_t i = 0; i < entries.size(); i = familyEnd(entries, i))
         rows.push_back(entries[i]);
     const std::vector<ParamInfo> shared = sharedOf(rows);
-    const auto isShared = [&](const ParamInfo& p) { return std::ranges::any_of(shared, [&](const ParamInfo& s) { return s.name == p.name && s.help == p.help && s.initial == p.initial; }); };
+    const auto isShared = [&](const ParamInfo& p) { return std::ranges::any_of(shared, [&](const ParamInfo& s) { return sameWords(s, p); }); };
     std::string out = "| " + what + " | | parameters: default (range) | paper |\n|---|---|---|---|\n";
     for (std::size_t i = 0; i < entries.size();) {
         const Info& info = entries[i];
