@@ -392,7 +392,7 @@ void LaneEditor::showSummary() {
     };
     if (const PolicyInfo* policy = info())
         for (const ParamInfo& param : policy->params)
-            if (m_spec.params.contains(param.name) || (parts.size() < Enough && !m_form->isShared(param))) parts << text(param, m_spec.params);
+            if (m_spec.params.contains(param.name) || (parts.size() < Enough && !m_form->isShared(param) && !param.initial.empty())) parts << text(param, m_spec.params); // an empty default says nothing
     if (m_spec.quant != QuantSpec()) {
         QStringList stored{QString::fromStdString(m_spec.quant.id)};
         if (const Choice* quantizer = m_quant ? m_quant->choice() : nullptr)
