@@ -45,9 +45,12 @@ IndexTensors indexTensors(const Selection& selection, at::Device device) {
 }
 
 // A statistic may be kept per query head: its rows move with the KV head they read.
-at::Tensor forRows(const at::Tensor& perKvHead, std::int64_t rows) {
-    const std::int64_t group = rows / perKvHead.size(0);
-    return group == 1 ? perKvHead : perKvHead.repeat_interleave(group, 0);
+at::Tensor forRows(const at::Tensor& perKvHead, std::int64_t rows) { return repeatHeads(perKvHead, rows / perKvHead.size(0)); }
+
+// Statistics of a new entry start at zero, also in a slot that an evicted one left.
+void startAtZero(CacheLayer& layer, std::int64_t count) {
+    for (auto& [name, t] : layer.memory)
+        ops::append_entries(t, at::zeros({t.size(0), count}, t.options()), forRows(layer.lengths, t.size(0)));
 }
 
 std::int64_t bytesOf(const CacheLayer& layer) {
@@ -62,6 +65,13 @@ std::int64_t bytesOf(const CacheLayer& layer) {
 
 } // namespace
 
+at::Tensor repeatHeads(const at::Tensor& x, std::int64_t group) {
+    if (group == 1) return x;
+    std::vector<std::int64_t> sizes = x.sizes().vec();
+    sizes.insert(sizes.begin() + 1, group);
+    return x.unsqueeze(1).expand(sizes).flatten(0, 1);
+}
+
 Selection Selection::all(const std::vector<std::int32_t>& lengths) {
     Selection out;
     for (const std::int32_t n : lengths) {
@@ -75,11 +85,11 @@ std::int32_t CacheLayer::maxHeld() const { return held.empty() ? 0 : *std::max_e
 CacheLayer CacheLayer::perQueryHead(std::int64_t group, bool keysAndValues) const {
     CacheLayer out;
     if (keysAndValues) {
-        out.keys = keys.repeat_interleave(group, 0);
-        out.values = values.repeat_interleave(group, 0);
+        out.keys = repeatHeads(keys, group);
+        out.values = repeatHeads(values, group);
     }
-    out.positions = positions.repeat_interleave(group, 0);
-    out.lengths = lengths.repeat_interleave(group, 0);
+    out.positions = repeatHeads(positions, group);
+    out.lengths = repeatHeads(lengths, group);
     for (const std::int32_t n : held) out.held.insert(out.held.end(), static_cast<std::size_t>(group), n);
     return out;
 }
@@ -132,8 +142,7 @@ void KvCache::append(LayerIndex index, const at::Tensor& keys, const at::Tensor&
         ops::append_entries(l.values, values, l.lengths);
     }
     ops::append_entries(l.positions, positions.unsqueeze(0).expand({m_config.kvHeads, count}).contiguous(), l.lengths);
-    for (auto& [name, t] : l.memory) // statistics of a new entry start at zero, also in a slot that an evicted one left
-        ops::append_entries(t, at::zeros({t.size(0), count}, t.options()), forRows(l.lengths, t.size(0)));
+    startAtZero(l, count);
     l.lengths.add_(static_cast<std::int32_t>(count));
     for (std::int32_t& n : l.held) n += static_cast<std::int32_t>(count);
 }
@@ -141,6 +150,7 @@ void KvCache::append(LayerIndex index, const at::Tensor& keys, const at::Tensor&
 at::Tensor KvCache::ropeAppend(LayerIndex index, const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies) {
     CacheLayer& l = layer(index);
     if (l.maxHeld() >= l.capacity()) reserve(index, l.maxHeld() + 1 + l.maxHeld() / 8);
+    startAtZero(l, 1);
     const at::Tensor q = ops::rope_append(qkv, position, inverseFrequencies, l.keys, l.values, l.positions, l.lengths);
     for (std::int32_t& n : l.held) ++n;
     return q;
@@ -149,6 +159,21 @@ at::Tensor KvCache::ropeAppend(LayerIndex index, const at::Tensor& qkv, const at
 void KvCache::countReplayed(std::int64_t tokens) {
     for (CacheLayer& l : m_layers)
         for (std::int32_t& n : l.held) n += static_cast<std::int32_t>(tokens);
+}
+
+at::Tensor KvCache::dropLowest(LayerIndex index, const at::Tensor& scores, const at::Tensor& limits, std::int32_t keep) {
+    CacheLayer& l = layer(index);
+    m_whole = false;
+    std::vector<at::Tensor> moved{l.positions, l.keys, l.values};
+    for (auto& [name, t] : l.memory) moved.push_back(t);
+    const at::Tensor gone = ops::drop_lowest(scores.defined() ? std::optional(scores) : std::nullopt, l.lengths, limits, moved);
+    countDropped(index, keep);
+    return gone;
+}
+
+void KvCache::countDropped(LayerIndex index, std::int32_t keep) {
+    for (std::int32_t& n : layer(index).held)
+        if (n > keep) --n;
 }
 
 void KvCache::compact(LayerIndex index, const Selection& selection) {

@@ -46,8 +46,12 @@ public:
     // The same for one token as it comes out of the projection, qkv [1, (queryHeads + 2·kvHeads)·headDim] before RoPE: returns its queries
     // [queryHeads, 1, headDim] after RoPE. Only where fusesAppend(), with a place reserved.
     at::Tensor ropeAppend(LayerIndex layer, const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies);
-    bool fusesAppend(LayerIndex layer) const { return !m_quantizer && !plainKeys() && this->layer(layer).memory.empty(); }
+    bool fusesAppend() const { return !m_quantizer && !plainKeys(); }
     void countReplayed(std::int64_t tokens);                    // a recorded pass appended that many to every layer: only the device knows so far
+    // Without the host: every head above limits[0] (keep, its value) loses its lowest scored entry, see ops::drop_lowest; at most one, so no head may
+    // be further above. limits [3] int32 on the device. Returns the positions that went [kvHeads] int32, −1: none.
+    at::Tensor dropLowest(LayerIndex layer, const at::Tensor& scores, const at::Tensor& limits, std::int32_t keep);
+    void countDropped(LayerIndex layer, std::int32_t keep);     // a recorded pass did that
     bool whole() const { return m_whole; }                      // nothing was ever dropped: entries lie at their position
     std::uint64_t layout() const { return m_layout; }           // changes whenever a tensor of a layer is replaced, so that recorded passes are void
     void compact(LayerIndex layer, const Selection& selection); // ragged results allowed; frees memory if a quarter or more is unused
@@ -71,6 +75,7 @@ public:
     int layers() const { return static_cast<int>(m_layers.size()); }
     const ModelConfig& config() const { return m_config; } // as stored: kvHeads are the query heads where each has its own entries
     RopeMode rope() const { return m_rope; }
+    bool quantized() const { return m_quantizer != nullptr; }
     bool plainKeys() const { return m_rope == RopeMode::cacheRelative || (m_quantizer && m_quantizer->plainKeys()); }
     CacheStats stats() const;
 
@@ -85,5 +90,8 @@ private:
     std::uint64_t m_layout = 0;
     bool m_whole = true;
 };
+
+// [heads, …] → [heads · group, …], each head `group` times; unlike repeat_interleave it never waits for a device.
+at::Tensor repeatHeads(const at::Tensor& x, std::int64_t group);
 
 } // namespace keepsight

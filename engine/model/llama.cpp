@@ -91,7 +91,7 @@ private:
     at::Tensor layers(std::span<const TokenId> ids, Position first, std::span<const PassLane> lanes, std::stop_token stop) const; // [lanes · S, hidden]
     at::Tensor layers(const at::Tensor& ids, const at::Tensor& positions, std::span<const PassLane> lanes, std::stop_token stop) const; // both on the device
     at::Tensor attend(LayerIndex index, const at::Tensor& qkv, const at::Tensor& positions, const PassLane& lane) const;           // [S, queryHeads · D]
-    at::Tensor attendTo(const std::vector<std::int32_t>& chosen, const at::Tensor& plainQueries, const KvCache::Dense& stored, const CacheLayer& held,
+    at::Tensor attendTo(const at::Tensor& chosen, const at::Tensor& plainQueries, const KvCache::Dense& stored, const CacheLayer& held,
                         const at::Tensor& positions, double scale, ops::AttentionStats* stats) const;
     const Matrix& head() const { return m_config.tiedEmbeddings ? m_embedding : m_head; }
     std::string fileName(int layer, std::string_view gguf, std::string_view huggingFace) const;
@@ -283,14 +283,14 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
     const ModelConfig& c = m_config;
     KvCache& cache = lane.cache;
     const ModelConfig& stored = cache.config(); // its kvHeads may be the query heads
-    const auto copied = [&](const at::Tensor& x) { return stored.kvHeads == c.kvHeads ? x : x.repeat_interleave(stored.kvHeads / c.kvHeads, 0); };
+    const auto copied = [&](const at::Tensor& x) { return repeatHeads(x, stored.kvHeads / c.kvHeads); };
     LayerObserver* observer = lane.observer;
     const std::int64_t count = projected.size(0);
     const double scale = 1.0 / std::sqrt(static_cast<double>(c.headDim));
     const at::Tensor qkv = projected.view({count, c.queryHeads + 2 * c.kvHeads, c.headDim}).transpose(0, 1);
     const at::Tensor plain = qkv.narrow(0, 0, c.queryHeads), v = qkv.narrow(0, c.queryHeads + c.kvHeads, c.kvHeads);
     at::Tensor q; // [queryHeads, S, D] after RoPE
-    if (count == 1 && !m_device.is_cpu() && stored.kvHeads == c.kvHeads && cache.fusesAppend(index)) {
+    if (count == 1 && !m_device.is_cpu() && stored.kvHeads == c.kvHeads && cache.fusesAppend()) {
         q = cache.ropeAppend(index, projected, positions, m_inverse);
     } else if (!cache.plainKeys()) {
         const at::Tensor rotated = ops::rope(qkv.narrow(0, 0, c.queryHeads + c.kvHeads), positions, m_inverse);
@@ -298,7 +298,7 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
         cache.append(index, copied(rotated.narrow(0, c.queryHeads, c.kvHeads)), copied(v), positions);
     } else {
         if (cache.rope() == RopeMode::cacheRelative) { // the queries take the slots of their own entries
-            const at::Tensor before = cache.layer(index).lengths.repeat_interleave(stored.groupSize()).unsqueeze(1);
+            const at::Tensor before = repeatHeads(cache.layer(index).lengths, stored.groupSize()).unsqueeze(1);
             q = ops::rope(plain, (before + at::arange(count, before.options()).unsqueeze(0)).to(at::kInt), m_inverse);
         } else {
             q = ops::rope(plain, positions, m_inverse);
@@ -307,7 +307,7 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
     }
     const CacheLayer& held = cache.layer(index);
     at::Tensor attended;
-    std::optional<std::vector<std::int32_t>> chosen;
+    std::optional<at::Tensor> chosen;
     if (observer && cache.rope() == RopeMode::cacheRelative && observer->choosesEntries()) {
         const KvCache::Dense all = cache.plain(index);
         chosen = observer->attend({index, stored, held, plain, positions, all.keys, all.values, scale, {}, m_inverse, nullptr, plain});
@@ -329,11 +329,11 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
 }
 
 // Attention over a subset of the entries, renumbered from 0; the newest S of them are the queries' own.
-at::Tensor Llama::attendTo(const std::vector<std::int32_t>& chosen, const at::Tensor& plainQueries, const KvCache::Dense& stored, const CacheLayer& held,
+at::Tensor Llama::attendTo(const at::Tensor& chosen, const at::Tensor& plainQueries, const KvCache::Dense& stored, const CacheLayer& held,
                            const at::Tensor& positions, double scale, ops::AttentionStats* stats) const {
-    const auto size = static_cast<std::int64_t>(chosen.size()), count = plainQueries.size(1);
+    const std::int64_t size = chosen.size(0), count = plainQueries.size(1);
     const auto ints = at::TensorOptions().dtype(at::kInt).device(m_device);
-    const at::Tensor index = at::tensor(chosen, at::kInt).to(m_device).expand({stored.keys.size(0), size}).contiguous();
+    const at::Tensor index = chosen.expand({stored.keys.size(0), size}).contiguous();
     const at::Tensor counts = at::full({stored.keys.size(0)}, static_cast<std::int32_t>(size), ints);
     const at::Tensor keys = ops::rope(ops::gather_entries(stored.keys, index, counts, size), at::arange(size, ints), m_inverse);
     const at::Tensor values = ops::gather_entries(stored.values, index, counts, size), own = ops::gather_entries(held.positions, index, counts, size);

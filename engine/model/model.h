@@ -50,9 +50,11 @@ public:
     virtual ops::AttentionStats* wanted(LayerIndex, KvCache&, std::int64_t /*newTokens*/) { return nullptr; }
     virtual void afterAttention(const LayerView&, KvCache&) {}
     virtual bool choosesEntries() const { return false; }
-    // If so: the entries that the coming queries attend to, one ascending set for all heads, the newest S among them; nullopt: all. Only asked where
-    // the cache is cacheRelative: keys are before RoPE, the chosen ones are renumbered from 0.
-    virtual std::optional<std::vector<std::int32_t>> attend(const LayerView&) { return std::nullopt; }
+    // If so: the entries that the coming queries attend to, one ascending set for all heads, [n] int32 where the cache is, the newest S among them;
+    // nullopt: all. Only asked where the cache is cacheRelative: keys are before RoPE, the chosen ones are renumbered from 0.
+    virtual std::optional<at::Tensor> attend(const LayerView&) { return std::nullopt; }
+    // A recorded pass was launched again: what it changed on the host, appended entries aside, changes now.
+    virtual void replayed(KvCache&) {}
 };
 
 enum class LogitRows { none, last, all };
@@ -77,8 +79,8 @@ public:
     // The stop token is looked at before every layer.
     virtual at::Tensor forward(std::span<const TokenId> ids, Position first, KvCache& cache, LayerObserver* observer, LogitRows rows,
                                std::stop_token stop = {}) const = 0;
-    // One token whose id [1] int64 and position [1] int32 lie on the device: a pass that can be recorded and replayed, with an observer that only names
-    // statistics. Every head needs a free place. Returns fp32 logits [1, vocab] on the device.
+    // One token whose id [1] int64 and position [1] int32 lie on the device: a pass that can be recorded and replayed, if its observer neither waits
+    // for the device nor takes from the host what changes from step to step. Every head needs a free place. Returns fp32 logits [1, vocab] on the device.
     virtual at::Tensor step(const at::Tensor& id, const at::Tensor& position, KvCache& cache, LayerObserver* observer) const = 0;
     // The same pass for scoring, over several caches at once: −log p(targets[i] | … ids[i]) in nats, [lanes, S] fp32. Weights are read and
     // unpacked once for all of them. The [S, vocab] logits are never held, only a slice of the vocabulary at a time, which stays in the

@@ -48,6 +48,7 @@ public:
         return m_explicit ? std::max(1, static_cast<int>(roundHalfEven((m_start + m_end) / 2 * static_cast<double>(seen)))) : Policy::budget(seen);
     }
     at::Tensor statistic(const LayerView&, const Plan&, const at::Tensor& sums) const override { return m_seed ? at::Tensor() : sums; } // [queryHeads, C]
+    std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor& statistic) const override {
         const at::Tensor received = m_seed ? view.lastRows(1).squeeze(1) : statistic; // [queryHeads, C]
         if (m_sharedHeads) return received.mean(0, true).expand({view.config.kvHeads, -1}).contiguous();

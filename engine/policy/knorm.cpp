@@ -18,6 +18,7 @@ public:
         m_skipLayers = params.integer("skip_layers");
     }
     bool skips(LayerIndex layer) const override { return layer.value < m_skipLayers; }
+    std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor&) const override {
         const at::Tensor norm = view.keys.to(at::kFloat).norm(2, -1); // [kvHeads, C]
         return m_low ? -norm : norm;

@@ -52,12 +52,6 @@ const Variant& variantOf(const std::string& id) {
     return *std::ranges::find_if(all, [&](const Variant& v) { return id == "kvc" + v.name; });
 }
 
-// One head's candidate scores [n], pooled; average pooling counts the zeros around them.
-at::Tensor pooled(const at::Tensor& scores, Variant::Pool pool, std::int64_t kernel) {
-    const at::Tensor row = scores.view({1, 1, -1});
-    return (pool == Variant::Pool::max ? at::max_pool1d(row, kernel, 1, kernel / 2) : at::avg_pool1d(row, kernel, 1, kernel / 2)).view({-1});
-}
-
 class Kvc final : public Policy {
 public:
     Kvc(const PolicyInfo& info, const PolicySpec& spec) : Policy(info, spec), m_variant(variantOf(info.id)) {
@@ -91,13 +85,13 @@ public:
         at::Tensor s = reduceGroup(m_variant.rows == Variant::Rows::newest ? lastChanges(view, 1) : statistic, kvHeads, m_agg); // [kvHeads, C]
         if (m_variant.sum == RowSum::attention) s = s * view.values.to(at::kFloat).abs().sum(-1);                              // ‖v‖₁, one for the group
         if (m_variant.pool == Variant::Pool::none) return s;
-        at::Tensor out = at::zeros_like(s);
-        for (std::int64_t h = 0; h < kvHeads; ++h) {
-            const std::int64_t candidates = view.entries.held[static_cast<std::size_t>(h)] - plan.protect.recent;
-            if (candidates > 0) out[h].narrow(0, 0, candidates).copy_(pooled(s[h].narrow(0, 0, candidates), m_variant.pool, m_kernel));
-        }
-        return out;
+        const at::Tensor& lengths = view.entries.lengths; // what is no candidate leaks nothing into its neighbours, and counts as 0 as the edges do
+        const at::Tensor others = at::arange(s.size(1), lengths.options()).unsqueeze(0) >= (lengths - plan.protect.recent).unsqueeze(1); // [kvHeads, C]
+        const at::Tensor rows = s.masked_fill(others, 0).unsqueeze(1);
+        const at::Tensor pooled = m_variant.pool == Variant::Pool::max ? at::max_pool1d(rows, m_kernel, 1, m_kernel / 2) : at::avg_pool1d(rows, m_kernel, 1, m_kernel / 2);
+        return pooled.squeeze(1).masked_fill(others, 0);
     }
+    std::optional<std::string> workKey(const Place&, const Plan& plan) const override { return std::to_string(plan.window) + "," + std::to_string(plan.protect.recent); }
     std::string scoreKey(const Plan& plan) const override {
         const std::string window = m_variant.rows == Variant::Rows::window ? std::to_string(plan.window) : "";
         return m_variant.pool == Variant::Pool::none ? window : window + "," + std::to_string(plan.protect.recent);

@@ -16,6 +16,7 @@ public:
     using Policy::Policy;
     Needs needs(std::int64_t) const override { return {.columnSums = true, .decodeSums = m_schedule.everySteps > 0}; }
     at::Tensor statistic(const LayerView&, const Plan&, const at::Tensor& sums) const override { return sums; } // [queryHeads, C]
+    std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor& statistic) const override {
         const at::Tensor& positions = view.entries.positions; // [kvHeads, C]
         const at::Tensor last = (view.entries.lengths.to(at::kLong) - 1).clamp_min(0).unsqueeze(1), newest = positions.gather(1, last);

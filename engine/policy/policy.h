@@ -65,13 +65,12 @@ struct Plan {
     int chunk = 0;             // > 0: the same share is kept of every chunk of that many entries (kvpress's ChunkPress)
 };
 
-// What an attend policy lets the coming queries of a layer see: one set for all heads.
+// What an attend policy lets the coming queries of a layer see: one set for all heads. Tensors lie where the cache is.
 struct Attended {
-    std::vector<std::int32_t> entries; // ascending, the newest S among them
-    at::Tensor votes;                  // [candidates] fp32: what the entries from `firstVote` on were ranked by, higher is attended to
-    std::int32_t firstVote = 0;
-    Protect sure;                      // attended to without a vote
-    std::string note;                  // one sentence; empty: none
+    at::Tensor entries; // [n] int32, ascending, the newest S among them
+    at::Tensor votes;   // [C] fp32: what the entries were ranked by, higher is attended to
+    Protect sure;       // attended to without a vote
+    at::Tensor age;     // int32 scalar: the set was chosen that many tokens ago; 0: by this call
 };
 
 // What a policy remembers of one layer beside its entries: a reservoir, how far it has compressed …
@@ -107,6 +106,10 @@ public:
     virtual at::Tensor statistic(const LayerView&, const Plan&, const at::Tensor& /*sums*/) const { return {}; }
     // [kvHeads, C] fp32, higher is kept. Undefined: the newer the better.
     virtual at::Tensor score(const LayerView&, const Plan&, const at::Tensor& /*statistic*/) const { return {}; }
+    // Calls for one token with the same key launch the same device work, in score() or attend(): it depends on no other number of the host, such as how
+    // many entries are held, and nothing waits for the device. Such steps are recorded (session/decode_graph.h) where choose() is the default.
+    // nullopt: they are not.
+    virtual std::optional<std::string> workKey(const Place&, const Plan&) const { return std::nullopt; }
     // Tells apart plans whose scores differ: previews reuse scores with the same key.
     virtual std::string scoreKey(const Plan&) const { return {}; }
     // A fresh memory for one layer; null: none needed.

@@ -1,24 +1,17 @@
 #include "engine/policy/snap_votes.h"
 
 #include <ATen/ATen.h>
-#include <algorithm>
 
 namespace keepsight {
 
 at::Tensor snapVotes(const LayerView& view, int window, int kernel, const std::string& pool, const std::string& agg) {
-    const CacheLayer& entries = view.entries;
-    const std::int64_t before = std::max<std::int64_t>(0, entries.maxHeld() - window);
-    at::Tensor scores = at::zeros({view.config.kvHeads, entries.capacity()}, view.keys.options().dtype(at::kFloat));
-    if (before == 0) return scores;
-    at::Tensor votes = reduceGroup(view.lastSums(window).div_(window), view.config.kvHeads, agg).narrow(1, 0, before); // [kvHeads, before]
-    // Heads may hold different numbers of entries: each one's window begins elsewhere, and must not leak into the pooling.
-    const bool ragged = std::ranges::any_of(entries.held, [&](std::int32_t n) { return n != entries.held.front(); });
-    const at::Tensor own = at::arange(before, entries.lengths.options()).unsqueeze(0) < (entries.lengths - window).unsqueeze(1); // [kvHeads, before]
-    if (ragged) votes = votes * own;
-    votes = votes.unsqueeze(1);
-    votes = (pool == "max" ? at::max_pool1d(votes, kernel, 1, kernel / 2) : at::avg_pool1d(votes, kernel, 1, kernel / 2)).squeeze(1);
-    scores.narrow(1, 0, before).copy_(ragged ? votes * own : votes);
-    return scores;
+    const at::Tensor& lengths = view.entries.lengths;
+    // Heads may hold different numbers of entries: each one's window begins elsewhere, and must not leak into the pooling. Weights are never negative,
+    // so zeros there are what the edges are.
+    const at::Tensor own = at::arange(view.entries.capacity(), lengths.options()).unsqueeze(0) >= (lengths - window).unsqueeze(1); // [kvHeads, C]
+    const at::Tensor votes = reduceGroup(view.lastSums(window).div_(window), view.config.kvHeads, agg).masked_fill_(own, 0).unsqueeze(1);
+    const at::Tensor pooled = pool == "max" ? at::max_pool1d(votes, kernel, 1, kernel / 2) : at::avg_pool1d(votes, kernel, 1, kernel / 2);
+    return pooled.squeeze(1).masked_fill(own, 0);
 }
 
 } // namespace keepsight

@@ -21,6 +21,7 @@ public:
         m_pool = params.choice("pool");
     }
     Needs needs(std::int64_t prompt) const override { return {.lastRows = static_cast<int>(std::min<std::int64_t>(m_window, prompt))}; }
+    std::optional<std::string> workKey(const Place&, const Plan& plan) const override { return std::to_string(plan.window); }
     at::Tensor score(const LayerView& view, const Plan& plan, const at::Tensor&) const override {
         return snapVotes(view, plan.window, m_kernel, m_pool, m_agg);
     }

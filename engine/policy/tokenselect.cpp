@@ -5,7 +5,7 @@
 // vote[t] = Σ_h u_h[t], optionally max-pooled over neighbours: a soft vote in which a head that is sure outweighs many that are not. The
 // top k of the vote make one set for all heads of the layer. What is attended to is renumbered from 0 (rope = cache_relative).
 // Selection cache: while cos(q̄, q̄ at the last selection) ≥ theta, the last set is used again; at most for `local` tokens, because later
-// ones would otherwise be neither local nor candidates.
+// ones would otherwise be neither local nor candidates, and never with other shares.
 // Where we differ: queries read KV head h / G (the paper's kernel takes h mod Hkv, which is wrong for contiguous groups); votes are summed
 // in fp32; the local part always covers the call's own tokens, so that a chunk longer than `local` stays causal; with prefill = shared the
 // prompt is read with full attention, which all lanes share, and selection begins with the first call after it; prefill = select is the
@@ -15,16 +15,17 @@
 
 #include <ATen/ATen.h>
 #include <algorithm>
-#include <cmath>
+#include <limits>
 
 namespace keepsight {
 namespace {
 
-struct LastSelection final : LayerMemory {
-    at::Tensor query;                 // [queryHeads · headDim] fp32
-    at::Tensor votes;                 // [candidates] fp32
-    std::vector<std::int32_t> chosen; // the top k, ascending
-    std::int64_t seen = -1;           // when it was made
+struct LastSelection final : LayerMemory { // where the cache is
+    at::Tensor query;  // [queryHeads · headDim] fp32
+    at::Tensor votes;  // [C] fp32
+    at::Tensor chosen; // [topK] int32, ascending
+    at::Tensor seen;   // int32 scalar: tokens seen when it was made
+    std::int64_t init = -1, local = -1;
 };
 
 class TokenSelect final : public Policy {
@@ -44,35 +45,37 @@ public:
     Schedule schedule() const override { return {.afterPrefill = false, .everySteps = 0}; }
     std::unique_ptr<LayerMemory> remember() const override { return std::make_unique<LastSelection>(); }
 
+    std::optional<std::string> workKey(const Place& place, const Plan&) const override {
+        if (m_spec.budget.kind == Budget::Kind::ratio && m_spec.budget.compressionRatio > 0 && (m_init == 0 || m_topK == 0 || m_local == 0)) return std::nullopt; // shares grow with the text
+        return attendsToAll(sharesOf(place), place) ? "all" : "chosen";
+    }
+
     std::optional<Attended> attend(const LayerView& view, const Place& place, LayerMemory* memory) const override {
         const Shares shares = sharesOf(place);
-        const std::int64_t total = place.held, local = std::max<std::int64_t>(shares.local, place.fresh);
-        if (shares.init + shares.topK + local >= total) return std::nullopt;
-        const std::int64_t begin = shares.init, count = total - local - begin;
-
-        const at::Tensor steps = at::arange(shares.local, shares.local + place.fresh, view.entries.positions.options());
+        if (attendsToAll(shares, place)) return std::nullopt;
+        const std::int64_t local = std::max<std::int64_t>(shares.local, place.fresh);
+        const auto ints = view.entries.positions.options();
+        const at::Tensor steps = at::arange(shares.local, shares.local + place.fresh, ints);
         const at::Tensor query = ops::rope(view.queries, steps, view.inverseFrequencies).to(at::kFloat).mean(1); // [queryHeads, D]
+        const at::Tensor seen = view.queryPositions[place.fresh - 1] + 1;
         auto& last = static_cast<LastSelection&>(*memory);
-        const bool again = reusable(last, query, place.seen, shares);
-        if (!again) {
-            at::Tensor vote = ops::soft_vote(query, view.keys, view.entries.lengths, begin, begin + count, m_scaled ? view.scale : 1.0); // [count]
-            if (m_kernel > 1) vote = at::max_pool1d(vote.view({1, 1, count}), m_kernel, 1, m_kernel / 2).view({count});
-            last.votes = vote;
-            last.chosen = top(vote, shares.topK, static_cast<std::int32_t>(begin));
-            last.query = query.reshape({-1});
-            last.seen = place.seen;
-        }
-        Attended attended{{}, last.votes, shares.init, {shares.init, static_cast<int>(local)}, ""};
-        if (again) attended.note = "The choice of " + std::to_string(place.seen - last.seen) + " tokens before was used again: the query had hardly changed.";
-        std::vector<std::int32_t>& out = attended.entries;
-        for (std::int32_t i = 0; i < shares.init; ++i)
-            out.push_back(i);
-        const auto localBegin = static_cast<std::int32_t>(total - local);
-        for (const std::int32_t i : last.chosen)
-            if (i >= shares.init && i < localBegin) out.push_back(i); // shares of a ratio grow with the text
-        for (std::int32_t i = localBegin; i < total; ++i)
-            out.push_back(i);
-        return attended;
+        prepare(last, shares, query, view.entries);
+        // Whether the last set serves again is found out where the queries are. If it does there are no candidates, and nothing to be read.
+        const at::Tensor now = query.view({-1});
+        const at::Tensor cosine = (at::dot(now, last.query) / (now.norm() * last.query.norm()).clamp_min(1e-12)).to(at::kDouble);
+        const at::Tensor again = (cosine >= m_theta).logical_and_(seen - last.seen < shares.local);
+        const at::Tensor lengths = view.entries.lengths.masked_fill(again, 0);
+        at::Tensor vote = ops::soft_vote(query, view.keys, lengths, shares.init, local, m_scaled ? view.scale : 1.0); // [C]
+        if (m_kernel > 1) vote = at::max_pool1d(vote.view({1, 1, -1}), m_kernel, 1, m_kernel / 2).view({-1});
+        const std::int64_t behind = vote.size(0) - shares.init;
+        const at::Tensor candidates = (lengths.narrow(0, 0, 1) - (local + shares.init)).clamp_min(0);
+        const at::Tensor best = ops::top_k(vote.narrow(0, shares.init, behind).unsqueeze(0), candidates.to(at::kInt), shares.topK).view({-1}) + shares.init;
+        last.votes.copy_(at::where(again, last.votes, vote));
+        last.chosen.copy_(at::where(again, last.chosen, best.to(at::kInt)));
+        last.query.copy_(at::where(again, last.query, now));
+        last.seen.copy_(at::where(again, last.seen, seen));
+        const at::Tensor newest = view.entries.lengths.narrow(0, 0, 1) - local + at::arange(local, ints); // heads hold alike: nothing is ever dropped
+        return Attended{at::cat({at::arange(shares.init, ints), last.chosen, newest.to(at::kInt)}), last.votes, {shares.init, static_cast<int>(local)}, seen - last.seen};
     }
 
 private:
@@ -95,34 +98,24 @@ private:
         return s;
     }
 
-    bool reusable(const LastSelection& last, const at::Tensor& query, std::int64_t seen, const Shares& shares) const {
-        if (last.seen < 0 || m_theta > 1 || seen - last.seen >= shares.local) return false;
-        const at::Tensor now = query.reshape({-1});
-        const double cosine = (at::dot(now, last.query) / (now.norm() * last.query.norm()).clamp_min(1e-12)).item<double>();
-        return cosine >= m_theta;
+    static bool attendsToAll(const Shares& s, const Place& place) {
+        return s.init + s.topK + std::max<std::int64_t>(s.local, place.fresh) >= place.held;
     }
 
-    // The `count` highest of vote, ties to the larger position; ascending entry indices.
-    static std::vector<std::int32_t> top(const at::Tensor& vote, int count, std::int32_t begin) {
-        if (!vote.device().is_cpu()) { // chosen where the votes are: only the indices travel
-            const auto chosen = static_cast<std::int64_t>(std::min<std::int64_t>(count, vote.size(0)));
-            const at::Tensor counts = at::full({1}, static_cast<std::int32_t>(vote.size(0)), vote.options().dtype(at::kInt));
-            const at::Tensor index = ops::top_k(vote.unsqueeze(0), counts, chosen).add(begin).to(at::kCPU).contiguous();
-            return {index.const_data_ptr<std::int32_t>(), index.const_data_ptr<std::int32_t>() + chosen};
+    // Tensors stay the same from call to call, so that recorded steps find them. Other shares, or none yet: the last set does not serve.
+    static void prepare(LastSelection& last, const Shares& shares, const at::Tensor& query, const CacheLayer& entries) {
+        if (last.init != shares.init || last.local != shares.local || last.chosen.size(0) != shares.topK) {
+            last.query = at::zeros({query.numel()}, query.options());
+            last.chosen = at::zeros({shares.topK}, entries.positions.options());
+            last.seen = at::full({}, std::numeric_limits<std::int32_t>::min() / 2, entries.positions.options());
+            last.votes = at::Tensor();
+            last.init = shares.init, last.local = shares.local;
         }
-        const float* v = vote.const_data_ptr<float>();
-        std::vector<std::int32_t> order(static_cast<std::size_t>(vote.numel()));
-        for (std::size_t i = 0; i < order.size(); ++i)
-            order[i] = static_cast<std::int32_t>(i);
-        const auto end = order.begin() + std::min<std::ptrdiff_t>(count, static_cast<std::ptrdiff_t>(order.size()));
-        if (end != order.end())
-            std::nth_element(order.begin(), end, order.end(),
-                             [v](std::int32_t a, std::int32_t b) { return v[a] > v[b] || (v[a] == v[b] && a > b); });
-        order.erase(end, order.end());
-        std::ranges::sort(order);
-        for (std::int32_t& i : order)
-            i += begin;
-        return order;
+        if (!last.votes.defined() || last.votes.size(0) < entries.capacity()) {
+            at::Tensor votes = at::zeros({entries.capacity()}, query.options());
+            if (last.votes.defined()) votes.narrow(0, 0, last.votes.size(0)).copy_(last.votes);
+            last.votes = votes;
+        }
     }
 
     int m_init = 0, m_topK = 0, m_local = 0, m_kernel = 1;

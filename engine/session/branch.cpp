@@ -1,10 +1,12 @@
 #include "engine/session/branch.h"
 
+#include "engine/cache/stored_rows.h"
 #include "engine/data/error.h"
 
 #include <ATen/ATen.h>
 #include <algorithm>
 #include <chrono>
+#include <limits>
 
 namespace keepsight {
 namespace {
@@ -76,7 +78,7 @@ Branch::Branch(const Model& model, std::shared_ptr<const Snapshot> snapshot, std
         for (int l = 0; l < m_cache.layers(); ++l) {
             const at::Tensor& queries = m_snapshot->view(LayerIndex{l}).queries;
             const std::int64_t rows = std::min<std::int64_t>(m_needs.lastRows, queries.size(1));
-            m_window[static_cast<std::size_t>(l)] = queries.narrow(1, queries.size(1) - rows, rows);
+            m_window[static_cast<std::size_t>(l)] = queries.narrow(1, queries.size(1) - rows, rows).clone(); // rolled in place
         }
     if (m_needs.decodeSums)
         for (int l = 0; l < m_cache.layers(); ++l) {
@@ -111,17 +113,68 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
     if (evict) ++m_steps;
     const Position first = m_seen;
     m_seen += static_cast<Position>(ids.size());
-    if (ids.size() == 1 && rows == LogitRows::last && passesPlainly() && DecodeGraph::serves(m_model, m_cache)) {
-        if (stop.stop_requested()) throw Cancelled{};
-        return m_graph.step(m_model, m_cache, ids.front(), first, this);
-    }
+    if (ids.size() == 1 && rows == LogitRows::last && DecodeGraph::serves(m_model, m_cache))
+        if (const std::optional<std::string> key = planStep()) {
+            if (stop.stop_requested()) throw Cancelled{};
+            const at::Tensor logits = m_graph.step(m_model, m_cache, ids.front(), first, this, *key);
+            takeGone();
+            return logits;
+        }
+    m_planned.clear();
     const at::Tensor logits = m_model.forward(ids, first, m_cache, this, rows, stop);
     return logits.defined() ? logits.to(at::kCPU) : logits;
 }
 
-bool Branch::passesPlainly() const {
-    const bool chooses = m_policy->schedule().everySteps > 0 || m_policy->kind() == PolicyKind::attend;
-    return !m_evict || (!chooses && !m_needs.decodeSums && !m_needs.decodeRows);
+// Settles what the next token's pass will do, so that the device needs no host between its layers. Passes with equal keys launch the same work;
+// nullopt: the host must choose.
+std::optional<std::string> Branch::planStep() {
+    constexpr std::int32_t Everything = std::numeric_limits<std::int32_t>::max();
+    m_planned.clear();
+    const auto next = [&](LayerIndex l) { return place(l, m_cache.layer(l).maxHeld() + 1, 1); };
+    if (m_policy->kind() == PolicyKind::attend) return m_options.explain.empty() ? m_policy->workKey(next(LayerIndex{0}), {}) : std::nullopt;
+    const int every = m_policy->schedule().everySteps;
+    if (!m_evict || (every == 0 && !m_needs.decodeSums && !m_needs.decodeRows)) return "plain";
+    if (every == 0 || m_steps % every != 0) return "sums"; // statistics go on
+    if (!m_options.explain.empty() || m_policy->remember()) return std::nullopt;
+    const auto options = at::TensorOptions().dtype(at::kInt);
+    if (!m_limits.defined()) {
+        m_limitsHost = at::empty({m_cache.layers(), 3}, options.pinned_memory(true));
+        m_limits = at::empty({m_cache.layers(), 3}, options.device(m_model.device()));
+        m_gone = at::full({m_cache.layers(), m_cache.config().kvHeads}, -1, m_limits.options());
+    }
+    std::string key = "evict";
+    for (int l = 0; l < m_cache.layers(); ++l) {
+        const LayerIndex layer{l};
+        std::int32_t* limits = m_limitsHost.data_ptr<std::int32_t>() + 3 * l;
+        Plan plan{.keep = Everything, .protect = {}, .window = 0, .notice = {}};
+        if (!m_policy->skips(layer)) {
+            const Place here = next(layer);
+            plan = m_policy->planFor(here);
+            const std::optional<std::string> work = m_policy->workKey(here, plan);
+            // One entry a head at most, and all heads alike.
+            if (!work || plan.adaptive || plan.chunk > 0 || here.held > plan.keep + 1 || !even(m_cache.layer(layer).held)) return m_planned.clear(), std::nullopt;
+            plan.protect.sinks = std::min(plan.protect.sinks, plan.keep); // what has to give way, as in select()
+            plan.protect.recent = std::min(plan.protect.recent, plan.keep - plan.protect.sinks);
+            key += ";" + *work;
+        }
+        limits[0] = plan.keep, limits[1] = plan.protect.sinks, limits[2] = plan.protect.recent;
+        m_planned.push_back(plan);
+    }
+    m_limits.copy_(m_limitsHost, true);
+    return key;
+}
+
+void Branch::replayed(KvCache& cache) {
+    for (std::size_t l = 0; l < m_planned.size(); ++l) cache.countDropped(LayerIndex{static_cast<std::int32_t>(l)}, m_planned[l].keep);
+}
+
+void Branch::takeGone() {
+    if (m_planned.empty() || !m_options.recordEvictions) return;
+    const at::Tensor gone = m_gone.to(at::kCPU);
+    const auto rows = gone.accessor<std::int32_t, 2>();
+    for (std::int32_t l = 0; l < rows.size(0); ++l)
+        for (std::int32_t h = 0; h < rows.size(1); ++h)
+            if (rows[l][h] >= 0) m_evictions.push_back({LayerIndex{l}, HeadIndex{h}, {rows[l][h]}});
 }
 
 at::Tensor Branch::losses(std::span<const std::unique_ptr<Branch>> branches, std::span<const TokenId> ids, std::span<const TokenId> targets,
@@ -170,7 +223,7 @@ Place Branch::place(LayerIndex layer, std::int64_t held, std::int64_t fresh) con
     return {layer, m_cache.layers(), held, m_seen, fresh, m_snapshot->length(), m_options.quantizer.get(), &m_model.config()};
 }
 
-std::optional<std::vector<std::int32_t>> Branch::attend(const LayerView& view) {
+std::optional<at::Tensor> Branch::attend(const LayerView& view) {
     const Place here = place(view.layer, view.entries.maxHeld(), view.queries.size(1));
     std::optional<Attended> attended = m_policy->attend(view, here, m_memories[static_cast<std::size_t>(view.layer.value)].get());
     if (!attended) return std::nullopt;
@@ -181,11 +234,14 @@ std::optional<std::vector<std::int32_t>> Branch::attend(const LayerView& view) {
 // The set is one for all heads, and so are the votes.
 void Branch::explain(const LayerView& view, const Place& here, const Attended& attended) {
     const auto heads = static_cast<std::int64_t>(view.entries.held.size());
-    const at::Tensor votes = attended.votes.to(at::kCPU);
-    const std::int64_t behind = here.held - attended.firstVote - votes.size(0);
-    const at::Tensor scores = at::constant_pad_nd(votes, {attended.firstVote, behind}, -std::numeric_limits<double>::infinity()).expand({heads, here.held}).contiguous();
-    const Plan plan{.keep = static_cast<int>(attended.entries.size()), .protect = attended.sure, .window = 0, .notice = {}};
-    const Selection selection{std::vector<std::vector<std::int32_t>>(static_cast<std::size_t>(heads), attended.entries)};
+    at::Tensor votes = attended.votes.narrow(0, 0, here.held).to(at::kCPU).clone();
+    votes.narrow(0, 0, attended.sure.sinks).fill_(-std::numeric_limits<float>::infinity());
+    votes.narrow(0, here.held - attended.sure.recent, attended.sure.recent).fill_(-std::numeric_limits<float>::infinity());
+    const at::Tensor scores = votes.expand({heads, here.held}).contiguous(), chosen = attended.entries.to(at::kCPU).contiguous();
+    const std::vector<std::int32_t> entries(chosen.const_data_ptr<std::int32_t>(), chosen.const_data_ptr<std::int32_t>() + chosen.size(0));
+    const Plan plan{.keep = static_cast<int>(entries.size()), .protect = attended.sure, .window = 0, .notice = {}};
+    const Selection selection{std::vector<std::vector<std::int32_t>>(static_cast<std::size_t>(heads), entries)};
+    const int age = attended.age.item<std::int32_t>();
     const at::Tensor positions = view.entries.positions[0].to(at::kCPU).contiguous(); // nothing is ever dropped
     const std::int32_t *row = positions.const_data_ptr<std::int32_t>(), *end = row + here.held;
     for (const Position position : m_options.explain) {
@@ -198,14 +254,15 @@ void Branch::explain(const LayerView& view, const Place& here, const Attended& a
                 e.budgetNeeded = budgetThatKeeps(*m_policy, here, plan, e.kept, static_cast<int>(here.held), [&](const Policy& other, const Plan&) {
                     const std::unique_ptr<LayerMemory> fresh = other.remember();
                     const std::optional<Attended> wider = other.attend(view, here, fresh.get());
-                    return !wider || std::binary_search(wider->entries.begin(), wider->entries.end(), index);
+                    return !wider || (wider->entries == index).any().item<bool>();
                 });
             else
                 e.budgetNeeded = m_explanations.back().budgetNeeded;
             e.stored = true;
             e.layer = view.layer;
             e.step = Step{static_cast<std::int32_t>(m_steps + 1)};
-            e.note = attended.note.empty() ? "Nothing is dropped: kept means that this step attended to the token." : attended.note;
+            e.note = age == 0 ? "Nothing is dropped: kept means that this step attended to the token."
+                              : "The choice of " + std::to_string(age) + " tokens before was used again: the query had hardly changed.";
             m_explanations.push_back(std::move(e));
         }
     }
@@ -217,9 +274,13 @@ LayerView Branch::withWindow(const LayerView& view) {
     at::Tensor& window = m_window[static_cast<std::size_t>(view.layer.value)];
     const at::Tensor all = at::cat({window, view.queries}, 1);
     const std::int64_t rows = std::min<std::int64_t>(m_needs.lastRows, all.size(1));
-    window = all.narrow(1, all.size(1) - rows, rows).clone();
+    if (window.size(1) == rows)
+        window.copy_(all.narrow(1, all.size(1) - rows, rows)); // the same tensor: recorded steps find it again
+    else
+        window = all.narrow(1, all.size(1) - rows, rows).clone();
+    const at::Tensor newest = view.queryPositions.narrow(0, view.queryPositions.size(0) - 1, 1);
     LayerView out{view.layer,  view.config, view.entries, window,
-                  at::arange(m_seen - rows, m_seen, view.queryPositions.options()),
+                  newest + at::arange(1 - rows, 1, view.queryPositions.options()),
                   view.keys,   view.values, view.scale,   {},
                   view.inverseFrequencies, nullptr, {}};
     return out;
@@ -262,6 +323,12 @@ void Branch::afterAttention(const LayerView& given, KvCache& cache) {
         statistic.add_(outputChange(given, m_needs.sum, given.queries.size(1)));
     }
     const LayerView view = withWindow(given);
+    if (!m_planned.empty()) {
+        const auto l = static_cast<std::size_t>(given.layer.value);
+        const at::Tensor scores = m_policy->score(view, m_planned[l], m_needs.decodeSums ? layer.memory.at(Statistic) : at::Tensor());
+        m_gone[given.layer.value].copy_(cache.dropLowest(given.layer, scores, m_limits[given.layer.value], m_planned[l].keep));
+        return;
+    }
     if (schedule.everySteps > 0 && m_steps % schedule.everySteps == 0) {
         const Place here = place(view.layer, layer.maxHeld(), given.queries.size(1));
         const Plan plan = m_policy->planFor(here);

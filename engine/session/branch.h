@@ -53,8 +53,10 @@ private:
     ops::AttentionStats* wanted(LayerIndex layer, KvCache& cache, std::int64_t newTokens) override;
     void afterAttention(const LayerView& view, KvCache& cache) override;
     bool choosesEntries() const override { return m_policy->kind() == PolicyKind::attend; }
-    std::optional<std::vector<std::int32_t>> attend(const LayerView& view) override;
-    bool passesPlainly() const; // the next token meets no selection: its pass can be a recorded one
+    std::optional<at::Tensor> attend(const LayerView& view) override;
+    void replayed(KvCache& cache) override;
+    std::optional<std::string> planStep();
+    void takeGone();
     Place place(LayerIndex layer, std::int64_t held, std::int64_t fresh) const;
     LayerView withWindow(const LayerView& view);
     void passPrompt(std::stop_token stop);
@@ -80,6 +82,10 @@ private:
     bool m_windowed = false;
     std::vector<at::Tensor> m_maps;
     ops::AttentionStats m_stats;
+    // Of a step that evicts on the device: what each layer keeps (skipped ones: everything), the same there, and what went.
+    std::vector<Plan> m_planned;     // empty: evictions, if any, are the host's
+    at::Tensor m_limits, m_limitsHost; // [layers, 3] int32, as ops::drop_lowest takes them
+    at::Tensor m_gone;               // [layers, kvHeads] int32
     DecodeGraph m_graph;
 };
 

@@ -1,17 +1,27 @@
 #include "engine/session/decode_graph.h"
 
 #include <ATen/ATen.h>
+#include <algorithm>
 
 namespace keepsight {
 
 bool DecodeGraph::serves(const Model& model, const KvCache& cache) {
-    if (!model.device().is_cuda() || cache.config().kvHeads != model.config().kvHeads) return false;
-    for (int l = 0; l < cache.layers(); ++l)
-        if (!cache.fusesAppend(LayerIndex{l})) return false;
-    return true;
+    return model.device().is_cuda() && !cache.quantized();
 }
 
-at::Tensor DecodeGraph::step(const Model& model, KvCache& cache, TokenId id, Position position, LayerObserver* observer) {
+DecodeGraph::Recorded& DecodeGraph::recorded(const std::string& key) {
+    constexpr std::size_t Most = 3; // a lane alternates between few kinds of step; each graph holds its activations
+    const auto found = std::ranges::find(m_recorded, key, &Recorded::key);
+    if (found != m_recorded.end()) {
+        std::rotate(found, found + 1, m_recorded.end());
+    } else {
+        if (m_recorded.size() == Most) m_recorded.erase(m_recorded.begin());
+        m_recorded.push_back({key, nullptr, 0, {}});
+    }
+    return m_recorded.back();
+}
+
+at::Tensor DecodeGraph::step(const Model& model, KvCache& cache, TokenId id, Position position, LayerObserver* observer, const std::string& key) {
     const auto options = at::TensorOptions().device(model.device());
     if (!m_id.defined()) {
         m_id = at::empty({1}, options.dtype(at::kLong));
@@ -24,20 +34,21 @@ at::Tensor DecodeGraph::step(const Model& model, KvCache& cache, TokenId id, Pos
         const CacheLayer& layer = cache.layer(LayerIndex{l});
         if (layer.maxHeld() >= layer.capacity()) cache.reserve(LayerIndex{l}, layer.maxHeld() + 64 + layer.maxHeld() / 8);
     }
-    if (!m_warm) {
-        m_logits = model.step(m_id, m_position, cache, observer);
-        m_warm = true;
+    const bool known = std::ranges::any_of(m_recorded, [&](const Recorded& r) { return r.key == key; });
+    Recorded& r = recorded(key);
+    if (!known) {
+        r.logits = model.step(m_id, m_position, cache, observer);
+    } else if (r.graph && r.layout == cache.layout()) {
+        cache.countReplayed(1);
+        if (observer) observer->replayed(cache);
+        r.graph->replay();
     } else {
-        if (m_graph && m_layout == cache.layout()) {
-            cache.countReplayed(1);
-        } else {
-            m_graph.reset();
-            m_graph = ops::recordGraph([&] { m_logits = model.step(m_id, m_position, cache, observer); }); // counts this token on the host
-            m_layout = cache.layout();
-        }
-        if (m_graph) m_graph->replay();
+        r.graph.reset();
+        r.graph = ops::recordGraph([&] { r.logits = model.step(m_id, m_position, cache, observer); }); // counts on the host, too
+        r.layout = cache.layout();
+        if (r.graph) r.graph->replay();
     }
-    m_host.copy_(m_logits.view({-1})); // waits
+    m_host.copy_(r.logits.view({-1})); // waits
     return m_host.clone();
 }
 

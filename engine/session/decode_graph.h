@@ -8,18 +8,24 @@ namespace keepsight {
 
 class DecodeGraph {
 public:
-    // Does such a cache decode without the host between its layers? (Quantized and renumbered ones do not, nor does the CPU.)
+    // Does such a cache decode without the host between its layers? (Quantized ones do not, nor does the CPU.)
     static bool serves(const Model& model, const KvCache& cache);
-    // Appends `id` at `position` and gives its logits [vocab] fp32 on the CPU. The first step runs as it is and the second is recorded; after the
-    // cache has moved (it grew, or something was evicted) the next one is recorded anew. observer: asked for statistics when a step is recorded, and
-    // its tensors are filled at every one; nullptr: none.
-    at::Tensor step(const Model& model, KvCache& cache, TokenId id, Position position, LayerObserver* observer);
+    // Appends `id` at `position` and gives its logits [vocab] fp32 on the CPU. Steps with the same key launch the same work: the first one runs as it
+    // is and the second is recorded; after the cache has moved (it grew) the next one is recorded anew. observer: called when a step runs or is
+    // recorded; of a replay it is told. Its tensors are filled at every one.
+    at::Tensor step(const Model& model, KvCache& cache, TokenId id, Position position, LayerObserver* observer, const std::string& key);
 
 private:
-    at::Tensor m_id, m_position, m_logits, m_host; // [1] int64, [1] int32, [1, vocab], its copy in pinned memory
-    std::unique_ptr<ops::DeviceGraph> m_graph;
-    std::uint64_t m_layout = 0; // of the cache when it was recorded
-    bool m_warm = false;
+    struct Recorded {
+        std::string key;
+        std::unique_ptr<ops::DeviceGraph> graph; // null: it ran once
+        std::uint64_t layout = 0;                // of the cache when it was recorded
+        at::Tensor logits;                       // [1, vocab] fp32
+    };
+    Recorded& recorded(const std::string& key);
+
+    at::Tensor m_id, m_position, m_host; // [1] int64, [1] int32, logits in pinned memory
+    std::vector<Recorded> m_recorded;    // the latest last
 };
 
 } // namespace keepsight

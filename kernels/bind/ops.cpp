@@ -100,7 +100,8 @@ void defineOperators(torch::Library& m) {
     m.def("compact_entries(Tensor(a!) x, Tensor index, Tensor counts) -> ()");
     m.def("append_entries(Tensor(a!) dst, Tensor src, Tensor lengths) -> ()");
     m.def("top_k(Tensor scores, Tensor counts, int k) -> Tensor");
-    m.def("soft_vote(Tensor queries, Tensor keys, Tensor lengths, int begin, int end, float scale) -> Tensor");
+    m.def("soft_vote(Tensor queries, Tensor keys, Tensor lengths, int begin, int newest, float scale) -> Tensor");
+    m.def("drop_lowest(Tensor? scores, Tensor(a!) lengths, Tensor limits, Tensor(b!)[] moved) -> Tensor");
     defineQuantOperators(m);
 }
 
@@ -216,7 +217,7 @@ at::Tensor top_k(const at::Tensor& scores, const at::Tensor& counts, int64_t k) 
     return op.call(scores, counts, k);
 }
 
-at::Tensor soft_vote(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end, double scale) {
+at::Tensor soft_vote(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t newest, double scale) {
     checkShape("soft_vote", "keys", keys, {Any, Any, Any});
     checkFloat("soft_vote", "keys", keys);
     checkShape("soft_vote", "queries", queries, {Any, keys.size(2)});
@@ -228,11 +229,38 @@ at::Tensor soft_vote(const at::Tensor& queries, const at::Tensor& keys, const at
     checkType("soft_vote", "lengths", lengths, at::kInt);
     checkSameDevice("soft_vote", "queries", queries, keys);
     checkSameDevice("soft_vote", "lengths", lengths, keys);
-    if (begin < 0 || begin > end || end > keys.size(1))
-        refuse("soft_vote", "candidates", "within the " + std::to_string(keys.size(1)) + " entries", std::to_string(begin) + " to " + std::to_string(end));
+    if (begin < 0 || newest < 0 || begin > keys.size(1))
+        refuse("soft_vote", "first candidate and newest entries", "0 or more, the first within the " + std::to_string(keys.size(1)) + " entries",
+               std::to_string(begin) + " and " + std::to_string(newest));
     static const auto op =
         handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, int64_t, double)>("keepsight::soft_vote");
-    return op.call(queries, keys, lengths, begin, end, scale);
+    return op.call(queries, keys, lengths, begin, newest, scale);
+}
+
+at::Tensor drop_lowest(const std::optional<at::Tensor>& given, at::Tensor& lengths, const at::Tensor& limits, at::ArrayRef<at::Tensor> moved) {
+    const char* op = "drop_lowest";
+    if (moved.empty()) refuse(op, "entries", "at least the positions", "none");
+    checkShape(op, "lengths", lengths, {Any});
+    checkType(op, "lengths", lengths, at::kInt);
+    const int64_t heads = lengths.size(0), capacity = moved[0].dim() == 2 ? moved[0].size(1) : Any;
+    checkShape(op, "positions", moved[0], {heads, capacity});
+    checkType(op, "positions", moved[0], at::kInt);
+    for (const at::Tensor& t : moved) {
+        if (t.dim() < 2 || t.size(1) != capacity || heads == 0 || t.size(0) % heads != 0)
+            refuse(op, "entries", "[a multiple of " + std::to_string(heads) + " heads, " + std::to_string(capacity) + ", ...]", shapeText(t.sizes()));
+        checkSameDevice(op, "entries", t, lengths);
+    }
+    checkShape(op, "limits", limits, {3});
+    checkType(op, "limits", limits, at::kInt);
+    checkSameDevice(op, "limits", limits, lengths);
+    const OptionalTensor scores = given && given->defined() ? given : OptionalTensor();
+    if (scores) {
+        checkShape(op, "scores", *scores, {heads, capacity});
+        checkType(op, "scores", *scores, at::kFloat);
+        checkSameDevice(op, "scores", *scores, lengths);
+    }
+    static const auto typed = handle<at::Tensor(const OptionalTensor&, at::Tensor&, const at::Tensor&, at::TensorList)>("keepsight::drop_lowest");
+    return typed.call(scores, lengths, limits, moved);
 }
 
 at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const at::Tensor& counts, int64_t capacity) {

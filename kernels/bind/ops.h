@@ -51,10 +51,10 @@ at::Tensor output_change(const at::Tensor& queries, const at::Tensor& k, const a
 // The k highest of the first counts[h] scores of each row: indices, ascending, [H, k] int32, −1 behind where a row has fewer. scores [H, C] fp32, counts
 // [H] int32. Of equal scores the larger index wins; NaN counts as −inf. The same on every device, bit for bit.
 at::Tensor top_k(const at::Tensor& scores, const at::Tensor& counts, int64_t k);
-// TokenSelect's vote: vote[t − begin] = Σ over query heads of softmax over the candidates of scale · q̄·k_t, fp32. Candidates of a KV head are its entries
-// begin ≤ t < min(end, lengths[h]); what a head does not hold gets nothing from it. queries [Hq, D] fp32 or in the keys' type · keys [Hkv, C, D] ·
-// lengths [Hkv] int32 → [end − begin].
-at::Tensor soft_vote(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end, double scale);
+// TokenSelect's vote: vote[t] = Σ over query heads of softmax over the candidates of scale · q̄·k_t, fp32. Candidates of a KV head are its entries
+// begin ≤ t < lengths[h] − newest; what a head does not hold, or is no candidate of, gets nothing from it. queries [Hq, D] fp32 or in the keys'
+// type · keys [Hkv, C, D] · lengths [Hkv] int32 → [C].
+at::Tensor soft_vote(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t newest, double scale);
 
 // The first counts[h] entries of out[h] become src[h, index[h, i]]; src [H, C, ...], index [H, M] int32 ascending, counts [H] int32
 // → [H, capacity, ...], rest zero. Any dtype.
@@ -94,6 +94,27 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
 // place: the caller knows the lengths, this operator does not look. Returns the queries [Hq, 1, D].
 at::Tensor rope_append(const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values,
                        at::Tensor& positions, at::Tensor& lengths);
+
+// Keys or values of every KV head where most entries are codes, oldest to newest: counts[0, h] exact ones, counts[1, h] codes, counts[2, h] exact
+// ones. A code stands for code · scale + zero; codes and their bytes as for dequantize_entries.
+struct PackedSide {
+    at::Tensor first, tail;  // [Hkv, …, D] in the query's type; undefined: none there
+    at::Tensor codes;        // [Hkv, …, packedBytes(D)] uint8; undefined: none there
+    int64_t bits = 0;        // 2, 4 or 8
+    at::Tensor scale, zero;  // [Hkv, R, n] fp16, D/n neighbouring channels share one
+    int64_t groupTokens = 1; // row r of scale and zero is for the codes from r · groupTokens on, that many
+    at::Tensor counts;       // [3, Hkv] int32, where the query is
+};
+// attention() of one query, the newest, over such entries: codes are unpacked on their way, never written out. positions and lengths (of all three
+// parts together) are read for the statistics. q [Hq, 1, D] → [1, Hq·D].
+at::Tensor packed_attention(const at::Tensor& q, const PackedSide& keys, const PackedSide& values, const at::Tensor& positions, const at::Tensor& lengths,
+                            const at::Tensor& queryPosition, double scale, AttentionStats* stats = nullptr);
+
+// Evicts one entry of each KV head that holds more than limits[0]: the lowest scored (of equal ones the oldest; NaN is −inf) behind the first
+// limits[1] and before the newest limits[2]; without scores the first of these. Of every tensor in `moved`, [H, C, …] with H a multiple of Hkv,
+// the entries behind it move up by one; lengths shrink. scores [Hkv, C] fp32 · lengths [Hkv] int32 · limits [3] int32, where the entries are, with
+// limits[1] + limits[2] ≤ limits[0] · moved[0] holds the positions. Returns the positions that went, [Hkv] int32, −1 where none did.
+at::Tensor drop_lowest(const std::optional<at::Tensor>& scores, at::Tensor& lengths, const at::Tensor& limits, at::ArrayRef<at::Tensor> moved);
 
 // Loads libkeepsight_cuda.so from beside the program once; false (and why) if there is no driver, no plug-in or it does not load.
 bool loadCuda(std::string* why = nullptr);

@@ -1,11 +1,18 @@
-// top_k and soft_vote in ATen calls: right on any device, and what the CPU runs.
+// top_k, soft_vote and drop_lowest in ATen calls: right on any device, and what the CPU runs.
 #include "kernels/bind/implementations.h"
 
 #include <ATen/ATen.h>
+#include <algorithm>
 #include <limits>
 
 namespace keepsight::ops {
 namespace {
+
+// Integers in the order of the scores, NaN as −inf.
+at::Tensor orderOf(const at::Tensor& scores) {
+    const at::Tensor bits = scores.masked_fill(scores.isnan(), -INFINITY).add(0.0f).contiguous().view(at::kInt).to(at::kLong); // −0 + 0 = 0
+    return at::where(bits >= 0, bits, bits.bitwise_xor(0x7fffffff));
+}
 
 // A score and its index become one integer, so that no two are equal and the order of a library's top-k cannot matter.
 at::Tensor topKComposite(const at::Tensor& scores, const at::Tensor& counts, int64_t k) {
@@ -13,9 +20,7 @@ at::Tensor topKComposite(const at::Tensor& scores, const at::Tensor& counts, int
     const int64_t heads = scores.size(0), capacity = scores.size(1), taken = std::min(k, capacity);
     at::Tensor out = at::full({heads, k}, -1, counts.options());
     if (heads == 0 || taken == 0) return out;
-    const at::Tensor clean = scores.masked_fill(scores.isnan(), -INFINITY).add(0.0f).contiguous(),
-                     bits = clean.view(at::kInt).to(at::kLong); // −0 + 0 = 0
-    const at::Tensor order = at::where(bits >= 0, bits, bits.bitwise_xor(0x7fffffff)), index = at::arange(capacity, bits.options());
+    const at::Tensor order = orderOf(scores), index = at::arange(capacity, order.options());
     const at::Tensor held = index.unsqueeze(0) < counts.unsqueeze(1);
     const at::Tensor keys = (order * (int64_t{1} << 32) + index).masked_fill(held.logical_not(), Nothing);
     const at::Tensor best = std::get<0>(at::topk(keys, taken, 1, true, false));
@@ -24,15 +29,39 @@ at::Tensor topKComposite(const at::Tensor& scores, const at::Tensor& counts, int
     return out;
 }
 
-at::Tensor softVoteComposite(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end,
+at::Tensor softVoteComposite(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t newest,
                              double scale) {
-    const int64_t heads = keys.size(0), count = end - begin;
-    const at::Tensor hidden = (at::arange(begin, end, lengths.options()).unsqueeze(0) >= lengths.unsqueeze(1)).unsqueeze(1); // [Hkv, 1, count]
-    const bool allHeld = lengths.device().is_cpu() && lengths.min().item<int32_t>() >= end; // asking a device would wait for it
+    const int64_t heads = keys.size(0), capacity = keys.size(1);
+    at::Tensor out = at::zeros({capacity}, queries.options().dtype(at::kFloat));
+    // Asking a device would wait for it; there everything beyond the candidates is looked at and hidden.
+    const int64_t end = lengths.device().is_cpu() ? std::max<int64_t>(begin, lengths.max().item<int32_t>() - newest) : capacity, count = end - begin;
+    if (count == 0) return out;
+    const at::Tensor hidden = (at::arange(begin, end, lengths.options()).unsqueeze(0) >= (lengths - newest).unsqueeze(1)).unsqueeze(1); // [Hkv, 1, count]
+    const bool allHeld = lengths.device().is_cpu() && lengths.min().item<int32_t>() - newest >= end;
     at::Tensor held = keys.narrow(1, begin, count).to(at::kFloat);
     if (!allHeld) held = held.masked_fill(hidden.transpose(1, 2), 0); // behind the held ones lies anything
     const at::Tensor dots = at::matmul(queries.to(at::kFloat).view({heads, -1, keys.size(2)}), held.transpose(1, 2)).mul_(scale).masked_fill_(hidden, -INFINITY);
-    return at::softmax(dots, -1).masked_fill_(hidden, 0).sum(at::IntArrayRef{0, 1}); // heads without a candidate come out as NaN and end as 0
+    out.narrow(0, begin, count).copy_(at::softmax(dots, -1).masked_fill_(hidden, 0).sum(at::IntArrayRef{0, 1})); // without a candidate: NaN ends as 0
+    return out;
+}
+
+at::Tensor dropLowestComposite(const std::optional<at::Tensor>& scores, at::Tensor& lengths, const at::Tensor& limits, at::TensorList moved) {
+    constexpr int64_t Never = std::numeric_limits<int64_t>::max();
+    const int64_t heads = lengths.size(0), capacity = moved[0].size(1);
+    const at::Tensor index = at::arange(capacity, lengths.options().dtype(at::kLong)).unsqueeze(0), held = lengths.to(at::kLong).unsqueeze(1), l = limits.to(at::kLong);
+    const at::Tensor offered = (index >= l[1]) & (index < held - l[2]), drops = held.squeeze(1) > l[0]; // [Hkv, C], [Hkv]
+    at::Tensor order = index.expand({heads, capacity});
+    if (scores) order = orderOf(*scores) * (int64_t{1} << 32) + index;
+    const at::Tensor victim = at::where(drops, order.masked_fill(offered.logical_not(), Never).argmin(1), capacity); // [Hkv]
+    const at::Tensor gone = moved[0].gather(1, victim.clamp_max(capacity - 1).unsqueeze(1)).squeeze(1).masked_fill(drops.logical_not(), -1);
+    for (const at::Tensor& t : moved) {
+        const int64_t group = t.size(0) / heads;
+        at::Tensor from = (index + (index >= victim.unsqueeze(1))).clamp_max(capacity - 1).repeat_interleave(group, 0); // [H, C]
+        while (from.dim() < t.dim()) from = from.unsqueeze(-1);
+        t.copy_(t.gather(1, from.expand(t.sizes())));
+    }
+    lengths.sub_(drops.to(at::kInt));
+    return gone;
 }
 
 } // namespace
@@ -40,6 +69,7 @@ at::Tensor softVoteComposite(const at::Tensor& queries, const at::Tensor& keys, 
 void registerSelect(torch::Library& library) {
     library.impl("top_k", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, topKComposite));
     library.impl("soft_vote", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, softVoteComposite));
+    library.impl("drop_lowest", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, dropLowestComposite));
 }
 
 } // namespace keepsight::ops

@@ -56,6 +56,14 @@ int voteWidth(std::int64_t queryHeads, std::int64_t kvHeads);
 cudaError_t launchSoftVote(const SoftVoteArgs& args, CudaElement element, const SoftVoteScratch& scratch, const CudaDevice& device,
                            cudaStream_t stream);
 
+struct DropLowestScratch {
+    std::int32_t* victims = nullptr; // [kvHeads] entry that goes, or the capacity
+    uint4* edges = nullptr;          // dropLowestEdges() of them
+};
+std::int64_t dropLowestEdges(const DropLowestArgs& args);
+bool takesDropLowest(const DropLowestArgs& args); // entries of at most 4 KB, in whole words of 4 bytes
+cudaError_t launchDropLowest(const DropLowestArgs& args, const DropLowestScratch& scratch, cudaStream_t stream);
+
 inline bool hasHeadSize(std::int64_t dim) {
     return dim == 32 || dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 256;
 } // of the two above

@@ -240,13 +240,13 @@ at::Tensor topK(const at::Tensor& scores, const at::Tensor& counts, int64_t k) {
     return out;
 }
 
-at::Tensor softVote(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t end, double scale) {
+at::Tensor softVote(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& lengths, int64_t begin, int64_t newest, double scale) {
     if (!hasHeadSize(keys.size(2))) {
-        return composite<decltype(softVote)>("soft_vote", queries, keys, lengths, begin, end, scale);
+        return composite<decltype(softVote)>("soft_vote", queries, keys, lengths, begin, newest, scale);
     }
     const c10::cuda::CUDAGuard guard(keys.device());
     const at::Tensor wide = inTiles(queries.to(at::kFloat).contiguous().unsqueeze(0)).squeeze(0), rows = inTiles(keys), held = lengths.contiguous();
-    at::Tensor vote = at::empty({end - begin}, wide.options());
+    at::Tensor vote = at::empty({keys.size(1)}, wide.options());
     SoftVoteArgs a;
     a.queries = wide.const_data_ptr<float>();
     a.keys = rows.const_data_ptr();
@@ -257,7 +257,8 @@ at::Tensor softVote(const at::Tensor& queries, const at::Tensor& keys, const at:
     a.dim = rows.size(2);
     a.lengths = held.const_data_ptr<std::int32_t>();
     a.begin = begin;
-    a.end = end;
+    a.newest = newest;
+    a.capacity = rows.size(1);
     a.scale = static_cast<float>(scale);
     a.vote = vote.mutable_data_ptr<float>();
     const CudaDevice& device = deviceOf(keys);
@@ -265,12 +266,39 @@ at::Tensor softVote(const at::Tensor& queries, const at::Tensor& keys, const at:
     SoftVoteScratch s;
     s.width = voteWidth(a.queryHeads, a.kvHeads);
     Scratch scratch;
-    scratch.add(s.scores, walks * (end - begin) * s.width);
+    scratch.add(s.scores, walks * (a.capacity - begin) * s.width);
     scratch.add(s.parts, (voteBlocks(device) + walks) * 8);
     scratch.add(s.first, walks + 1);
     scratch.allocate(wide);
     check(launchSoftVote(a, elementOf(rows), s, device, stream()), "soft_vote");
     return vote;
+}
+
+at::Tensor dropLowest(const OptionalTensor& scores, at::Tensor& lengths, const at::Tensor& limits, at::TensorList moved) {
+    const auto inAtenCalls = [&] { return composite<decltype(dropLowest)>("drop_lowest", scores, lengths, limits, moved); };
+    const bool dense = std::ranges::all_of(moved, [](const at::Tensor& t) { return t.select(0, 0).is_contiguous(); }) && (!scores || scores->stride(1) == 1);
+    if (moved.size() > DropLowestArgs::MostMoved || !dense || !lengths.is_contiguous() || !limits.is_contiguous()) return inAtenCalls();
+    const c10::cuda::CUDAGuard guard(lengths.device());
+    at::Tensor gone = at::empty_like(lengths);
+    DropLowestArgs a;
+    if (scores) a.scores = scores->const_data_ptr<float>(), a.scoresHead = scores->stride(0);
+    a.kvHeads = lengths.size(0);
+    a.capacity = moved[0].size(1);
+    a.limits = limits.const_data_ptr<std::int32_t>();
+    a.lengths = lengths.mutable_data_ptr<std::int32_t>();
+    a.gone = gone.mutable_data_ptr<std::int32_t>();
+    for (const at::Tensor& t : moved) {
+        const std::int64_t size = static_cast<std::int64_t>(t.element_size());
+        a.moved[a.count++] = {t.mutable_data_ptr(), t.stride(0) * size, t.numel() / std::max<std::int64_t>(1, t.size(0) * t.size(1)) * size, t.size(0)};
+    }
+    if (!takesDropLowest(a)) return inAtenCalls();
+    DropLowestScratch s;
+    Scratch scratch;
+    scratch.add(s.victims, a.kvHeads);
+    scratch.add(s.edges, dropLowestEdges(a));
+    scratch.allocate(lengths);
+    check(launchDropLowest(a, s, stream()), "drop_lowest");
+    return gone;
 }
 
 } // namespace
@@ -285,6 +313,7 @@ TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
     m.impl("attention", attention);
     m.impl("top_k", topK);
     m.impl("soft_vote", softVote);
+    m.impl("drop_lowest", dropLowest);
 }
 
 } // namespace keepsight::cuda

@@ -1,4 +1,4 @@
-// TokenSelect's vote: vote[t] = Σ over query heads of softmax over the candidates of scale · q̄·k, t in [begin, end).
+// TokenSelect's vote: vote[t] = Σ over query heads of softmax over the candidates of scale · q̄·k, begin ≤ t < lengths[h] − newest.
 //
 // First kernel: scores of all candidates, keys read once for up to 8 query heads of a KV head (tile.cuh; queries to fp32 precision), left
 // in fp32 as [walk, candidate, width] with the heads of a walk side by side; each block leaves (max, sum) of its slices of a walk. Its
@@ -16,7 +16,7 @@ constexpr int Ring = 4, MaxWarps = 8, VoteThreads = 256; // tiles a warp holds; 
 constexpr float Log2E = 1.4426950408889634f;
 
 __device__ int candidatesOf(const SoftVoteArgs& a, int h) {
-    return h < a.kvHeads ? static_cast<int>(max(std::int64_t{0}, min(static_cast<std::int64_t>(a.lengths[h]), a.end) - a.begin)) : 0;
+    return h < a.kvHeads ? static_cast<int>(max(std::int64_t{0}, min(static_cast<std::int64_t>(a.lengths[h]), a.capacity) - a.newest - a.begin)) : 0;
 }
 
 template <class T, int Dim>
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) vote_scores_kernel(const Sof
             s.first[i] = first[i];
     if (block >= blocks) return;
     const float scale = a.scale * Log2E;
-    const std::int64_t candidates = a.end - a.begin;
+    const std::int64_t candidates = a.capacity - a.begin; // at most
     Scores scores;
     int begin = shareBegin(block, tiles, blocks);
     const int end = shareBegin(block + 1, tiles, blocks);
@@ -182,15 +182,16 @@ __global__ void __launch_bounds__(VoteThreads) vote_kernel(const SoftVoteArgs a,
     for (int i = static_cast<int>(threadIdx.x); i < walks; i += VoteThreads)
         counts[i] = candidatesOf(a, Walk(group, parts, i).head);
     __syncthreads();
-    const std::int64_t candidates = a.end - a.begin;
+    const std::int64_t candidates = a.capacity - a.begin; // at most
 #pragma unroll 1
-    for (std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * VoteThreads + threadIdx.x; t < candidates;
-         t += static_cast<std::int64_t>(gridDim.x) * VoteThreads) {
+    for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * VoteThreads + threadIdx.x; i < a.capacity;
+         i += static_cast<std::int64_t>(gridDim.x) * VoteThreads) {
+        const std::int64_t t = i - a.begin;
         float vote = 0;
 #pragma unroll 4
         for (int walk = 0; walk < walks; ++walk)
-            if (t < counts[walk]) vote += voteOf<Width>(s.scores + (walk * candidates + t) * Width, logSums + walk * TileHeads);
-        a.vote[t] = vote;
+            if (t >= 0 && t < counts[walk]) vote += voteOf<Width>(s.scores + (walk * candidates + t) * Width, logSums + walk * TileHeads);
+        a.vote[i] = vote;
     }
 }
 
@@ -209,7 +210,7 @@ cudaError_t launch(const SoftVoteArgs& args, const SoftVoteScratch& s, const Cud
     scores<<<static_cast<unsigned>(blocks), static_cast<unsigned>(warps * 32), bytes, stream>>>(args, s);
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
     const auto vote = s.width == 1 ? vote_kernel<1> : s.width == 2 ? vote_kernel<2> : s.width == 4 ? vote_kernel<4> : vote_kernel<8>;
-    const std::int64_t wanted = (args.end - args.begin + VoteThreads - 1) / VoteThreads;
+    const std::int64_t wanted = (args.capacity + VoteThreads - 1) / VoteThreads;
     vote<<<static_cast<unsigned>(std::min<std::int64_t>(wanted, 8 * device.multiprocessors)), VoteThreads,
            sizeof(float) * static_cast<std::size_t>(walks * (TileHeads + 1)), stream>>>(args, s, blocks, warps);
     return cudaGetLastError();
@@ -226,7 +227,7 @@ int voteWidth(std::int64_t queryHeads, std::int64_t kvHeads) {
 
 cudaError_t launchSoftVote(const SoftVoteArgs& args, CudaElement element, const SoftVoteScratch& scratch, const CudaDevice& device,
                            cudaStream_t stream) {
-    if (args.end <= args.begin) return cudaSuccess;
+    if (args.capacity == 0) return cudaSuccess;
     return forHeadSize(args.dim, [&](auto dim) {
         return forElement(element, [&](auto zero) { return launch<decltype(zero), decltype(dim)::value>(args, scratch, device, stream); });
     });

@@ -19,7 +19,7 @@ from side_by_side import addArguments, machine, median, report, runCli, spread
 import peer
 
 RATIOS = [0.1, 0.3, 0.5, 0.7]
-WINDOW, SPLIT = 1024, 512
+WINDOW, SPLIT = 1024, 512 # the defaults; --window and --split
 # our policy: kvpress's, whether the two are the same computation
 POLICIES = {
     "full": (None, True),

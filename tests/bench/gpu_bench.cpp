@@ -156,11 +156,11 @@ void vote(Bench& bench) {
             const at::Tensor grouped = q.to(at::kBFloat16).view({kvHeads, -1, HeadSize});
             const std::string name = std::to_string(queryHeads) + "/" + std::to_string(kvHeads) + " heads, " + std::to_string(count);
             bench.row("soft_vote, " + name + "; peer: bmm, softmax, sum in torch", static_cast<double>(k.nbytes()),
-                      [&] { ops::soft_vote(q, k, lengths, 0, count, 1); }, {[&] {
+                      [&] { ops::soft_vote(q, k, lengths, 0, 0, 1); }, {[&] {
                           at::softmax(at::matmul(grouped, k.transpose(1, 2)), -1, at::kFloat).sum(at::IntArrayRef{0, 1});
                       }});
             bench.row("soft_vote + top_k 2048, " + name + "; peer: the same + torch.topk", static_cast<double>(k.nbytes()),
-                      [&] { ops::top_k(ops::soft_vote(q, k, lengths, 0, count, 1).unsqueeze(0), counts, 2048); }, {[&] {
+                      [&] { ops::top_k(ops::soft_vote(q, k, lengths, 0, 0, 1).unsqueeze(0), counts, 2048); }, {[&] {
                           at::topk(at::softmax(at::matmul(grouped, k.transpose(1, 2)), -1, at::kFloat).sum(at::IntArrayRef{0, 1}), 2048);
                       }});
         }

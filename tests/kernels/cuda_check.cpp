@@ -230,12 +230,12 @@ void checkVote(int group, int dim, int capacity, at::ScalarType type, bool wideQ
     std::snprintf(label, sizeof label, "soft_vote group %d dim %d capacity %d %s%s", group, dim, capacity, c10::toString(type), wideQueries ? ", fp32 queries" : "");
     const at::Tensor q = at::randn({heads * group, dim}).to(wideQueries ? at::kFloat : type), k = at::randn({heads, capacity, dim}).to(type);
     const at::Tensor lengths = at::tensor({capacity, capacity, 0, 1 + capacity / 2}, at::kInt);
-    const int64_t begin = capacity / 8, end = capacity - capacity / 16;
-    const at::Tensor places = at::arange(capacity, at::kInt).unsqueeze(0), seen = (places < lengths.unsqueeze(1)) & (places >= begin) & (places < end);
-    const at::Tensor vote = weightsOf(q, k, seen, 0.6).sum(0).slice(0, begin, end);
+    const int64_t begin = capacity / 8, newest = capacity / 16;
+    const at::Tensor places = at::arange(capacity, at::kInt).unsqueeze(0), seen = (places < (lengths - newest).unsqueeze(1)) & (places >= begin);
+    const at::Tensor vote = weightsOf(q, k, seen, 0.6).sum(0);
     at::Tensor keys = gpu(k);
     keys.masked_fill_(gpu(places >= lengths.unsqueeze(1)).unsqueeze(2), NAN);
-    const auto run = [&](const at::Tensor& from) { return ops::soft_vote(gpu(q), from, gpu(lengths), begin, end, 0.6); };
+    const auto run = [&](const at::Tensor& from) { return ops::soft_vote(gpu(q), from, gpu(lengths), begin, newest, 0.6); };
     const at::Tensor found = run(keys);
     const double top = std::max(1e-30, vote.numel() ? vote.max().item<double>() : 1.0);
     expectClose(label, found / top, vote / top, 2e-5);
@@ -254,11 +254,40 @@ void checkVotes() {
         checkVote(2, 72, 100, type, true);
     }
     const at::Tensor q = gpu(at::randn({8, 64})), k = gpu(at::randn({4, 50, 64})), n = gpu(at::full({4}, 50, at::kInt));
-    expectRefused("soft_vote beyond the entries", [&] { ops::soft_vote(q, k, n, 0, 51, 1); });
-    expectRefused("soft_vote from behind", [&] { ops::soft_vote(q, k, n, 5, 4, 1); });
+    expectRefused("soft_vote beyond the entries", [&] { ops::soft_vote(q, k, n, 51, 0, 1); });
+    expectRefused("soft_vote of less than nothing", [&] { ops::soft_vote(q, k, n, 5, -1, 1); });
     expectRefused("soft_vote of another head size", [&] { ops::soft_vote(q.narrow(1, 0, 32), k, n, 0, 50, 1); });
     expectRefused("soft_vote with 3 query heads", [&] { ops::soft_vote(q.narrow(0, 0, 3), k, n, 0, 50, 1); });
     expectRefused("soft_vote with lengths of another device", [&] { ops::soft_vote(q, k, n.cpu(), 0, 50, 1); });
+}
+
+void checkDrop(int heads, int capacity, int dim, at::ScalarType type, bool scored) {
+    const std::string name = "drop_lowest of " + std::to_string(capacity) + " × " + std::to_string(dim) + " " + c10::toString(type) + (scored ? "" : ", the oldest");
+    at::manual_seed(capacity + dim);
+    const at::Tensor lengths = at::full({heads}, capacity, at::kInt), keep = at::tensor({capacity - 1, capacity / 5, capacity / 4}, at::kInt);
+    lengths[heads - 1] = capacity / 2;
+    lengths[heads / 2] = capacity - 1;
+    const at::Tensor scores = at::floor(at::randn({heads, capacity}) * 20), positions = at::arange(capacity, at::kInt).mul(2).expand({heads, capacity}).contiguous();
+    at::Tensor hostLengths = lengths.clone(), deviceLengths = gpu(lengths);
+    const std::vector<at::Tensor> host{positions.clone(), at::randn({heads, capacity, dim}).to(type), at::randn({heads, capacity, dim}).to(type), at::randn({2 * heads, capacity})};
+    std::vector<at::Tensor> device;
+    for (const at::Tensor& t : host) device.push_back(gpu(t));
+    const at::Tensor found = ops::drop_lowest(scored ? std::optional(gpu(scores)) : std::nullopt, deviceLengths, gpu(keep), device);
+    const at::Tensor expected = ops::drop_lowest(scored ? std::optional(scores) : std::nullopt, hostLengths, keep, host);
+    expectSame(name.c_str(), found, expected);
+    expectSame(name.c_str(), deviceLengths, hostLengths);
+    for (std::size_t i = 0; i < host.size(); ++i)
+        for (int h = 0; h < heads; ++h) {
+            const int64_t n = hostLengths[h].item<int>(), group = host[i].size(0) / heads;
+            for (int64_t g = 0; g < group; ++g) expectSame(name.c_str(), device[i][h * group + g].narrow(0, 0, n), host[i][h * group + g].narrow(0, 0, n));
+        }
+}
+
+void checkDrops() {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16})
+        for (const int dim : {30, 64, 80, 128, 256})
+            for (const int capacity : {2, 31, 33, 4097})
+                for (const bool scored : {true, false}) checkDrop(3, capacity, dim, type, scored);
 }
 
 } // namespace
@@ -274,6 +303,7 @@ int main(int argc, char** argv) {
         for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
             for (const int dim : {80, 128}) checkDecode(4, dim, 700, type, true, dim == 80), checkVote(3, dim, 333, type, true);
             checkDecode(12, 64, 5000, type, false, false);
+            checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
         }
         const at::Tensor scores = at::floor(at::randn({2, 140000}) * 100), few = at::tensor({140000, 20000}, at::kInt);
         expectSame("top_k", ops::top_k(gpu(scores), gpu(few), 64), ops::top_k(scores, few, 64));
@@ -287,6 +317,7 @@ int main(int argc, char** argv) {
         checkDecodes();
         checkTopK();
         checkVotes();
+        checkDrops();
     }
     std::printf("%d checks, %d failed\n", checks, failures);
     return failures ? 1 : 0;

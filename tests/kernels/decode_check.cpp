@@ -6,7 +6,9 @@
 #include <ATen/ATen.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/InferenceMode.h>
+#include <algorithm>
 #include <cstdio>
+#include <string_view>
 
 using namespace keepsight;
 using namespace keepsight::testing;
@@ -139,9 +141,44 @@ void checkGraph(const std::string& policyText, bool grows) {
     }
 }
 
+// Policies that choose at every token: the recorded steps against the same steps under the host's eyes, to the bit.
+void checkChoices(const std::string& policyText, const Budget& budget) {
+    const auto weights = std::make_shared<TinyWeights>(3, 4, 2, 64);
+    const auto policy = policyOf(policyText, budget);
+    const std::vector<TokenId> ids = tinyIds(100), next = tinyIds(120, 3);
+    const auto lane = [&](const Model& model, bool watched) {
+        BranchOptions options{.headroom = 16, .mapBin = 16, .mapRows = 32, .mapCols = 32, .explain = {}};
+        if (watched) options.explain = {100000}; // nothing to tell, but the host chooses
+        Branch branch(model, prefillFor(model, ids, policy), policy, options);
+        std::vector<at::Tensor> logits;
+        for (const TokenId id : next) logits.push_back(branch.feed(std::span(&id, 1), LogitRows::last, true, {}).reshape({-1}));
+        return std::tuple(at::stack(logits), branch.takeEvictions(), branch.map(LayerIndex{1}).cpu());
+    };
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+        const std::unique_ptr<Model> model = Model::make(weights, type, at::Device(at::kCUDA, 0));
+        const auto [logits, gone, map] = lane(*model, false);
+        const auto [expected, wanted, expectedMap] = lane(*model, true);
+        const std::string name = "choices of " + policyText + " " + c10::toString(type);
+        expect(at::equal(logits, expected), name + ": logits differ by " + std::to_string((logits - expected).abs().max().item<double>()));
+        expect(at::equal(map, expectedMap), name + ": maps differ");
+        const bool same = std::ranges::equal(gone, wanted, [](const Branch::Eviction& a, const Branch::Eviction& b) { return a.layer == b.layer && a.head == b.head && a.positions == b.positions; });
+        expect(same, name + ": " + std::to_string(gone.size()) + " and " + std::to_string(wanted.size()) + " evictions differ");
+    }
+}
+
+void checkAllChoices() {
+    for (const char* policy : {"h2o", "h2o:agg=max,history=last", "h2o:granularity=query_head", "tova", "knorm:timing=each_step", "snapkv:window=8,timing=each_step", "window", "streaming_llm",
+                               "streaming_llm:rope=original", "attn:timing=each_step", "observed_attention:timing=every:3", "pyramidkv:window=8,timing=each_step", "kvcV", "kvcVK+maxpool", "kvcK+avgpool",
+                               "kvcV_p1_fullhist", "kvcV+tova", "snapkv:window=8,timing=each_step,heads=ada", "keydiff:timing=each_step", "tskip"})
+        for (const Budget& budget : {Budget::kept(40), Budget::removed(0.5)}) checkChoices(policy, budget);
+    for (const char* policy : {"tokenselect:init=4,top_k=20,local=16,theta=2", "tokenselect:init=4,top_k=20,local=16,theta=0.5,kernel=3", "tokenselect:init=4,top_k=150,local=16"})
+        checkChoices(policy, {});
+    checkChoices("tokenselect:theta=0.9", Budget::removed(0.5));
+}
+
 } // namespace
 
-int main() {
+int main(int argc, char** argv) {
     const c10::InferenceMode guard;
     std::string why;
     if (!ops::loadCuda(&why) || !at::hasCUDA() || at::detail::getCUDAHooks().getNumGPUs() == 0) {
@@ -149,6 +186,14 @@ int main() {
         return 77;
     }
     at::manual_seed(1);
+    if (argc > 1 && std::string_view(argv[1]) == "--quick") { // for compute-sanitizer
+        checkMatvec(at::kBFloat16, 33, 64), checkRopeAppend(at::kBFloat16, 3, 3, 80), checkCausal(at::kBFloat16, 2, 4, 64, 33, 70);
+        checkSums(at::kBFloat16, 2, 4, 64, 130, 200, 16);
+        checkGraph("snapkv:window=8", true);
+        for (const char* policy : {"h2o", "streaming_llm", "tokenselect:init=4,top_k=20,local=16,theta=0.5"}) checkChoices(policy, Budget::kept(40));
+        std::printf("%d checks, %d failed\n", checks, failures);
+        return failures ? 1 : 0;
+    }
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
         for (const auto& [rows, width] : {std::pair(1, 8), {2, 64}, {7, 576}, {30, 1000}, {33, 12}, {960, 576}, {6144, 4096}, {4096, 14336}}) checkMatvec(type, rows, width);
         for (const int dim : {64, 80, 96, 128, 256}) checkRopeAppend(type, 3, 3, dim), checkRopeAppend(type, 1, 8, dim);
@@ -161,6 +206,7 @@ int main() {
                 checkSums(type, 2, 4, dim, count, held, bin), checkSums(type, 3, 1, dim, count, held, bin);
     for (const char* policy : {"full", "snapkv:window=8", "snapkv:window=8,heads=ada", "streaming_llm:rope=original,timing=prefill_end"})
         for (const bool grows : {false, true}) checkGraph(policy, grows);
+    checkAllChoices();
     std::printf("%d checks, %d failed\n", checks, failures);
     return failures ? 1 : 0;
 }

@@ -1,4 +1,4 @@
-// top_k and soft_vote in ATen calls, against plain loops.
+// top_k, soft_vote and drop_lowest in ATen calls, against plain loops.
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
 
@@ -38,23 +38,67 @@ private Q_SLOTS:
     void softVoteSumsEachHeadsSoftmax() {
         at::manual_seed(3);
         const at::Tensor q = at::randn({6, 8}), k = at::randn({2, 40, 8}), lengths = at::tensor({40, 21}, at::kInt);
-        const at::Tensor vote = ops::soft_vote(q, k, lengths, 5, 33, 0.7);
-        std::vector<double> expected(28, 0);
+        const at::Tensor vote = ops::soft_vote(q, k, lengths, 5, 7, 0.7);
+        QCOMPARE(vote.size(0), 40);
+        std::vector<double> expected(40, 0);
         for (int h = 0; h < 6; ++h) {
-            const int end = std::min(33, lengths[h / 3].item<int>());
+            const int end = lengths[h / 3].item<int>() - 7;
             std::vector<double> e;
             for (int t = 5; t < end; ++t) e.push_back(std::exp(0.7 * at::dot(q[h].to(at::kDouble), k[h / 3][t].to(at::kDouble)).item<double>()));
             const double sum = std::accumulate(e.begin(), e.end(), 0.0);
-            for (std::size_t i = 0; i < e.size(); ++i) expected[i] += e[i] / sum;
+            for (std::size_t i = 0; i < e.size(); ++i) expected[i + 5] += e[i] / sum;
         }
-        for (int t = 0; t < 28; ++t) QVERIFY(std::abs(vote[t].item<double>() - expected[static_cast<std::size_t>(t)]) < 1e-5);
+        for (int t = 0; t < 40; ++t) QVERIFY(std::abs(vote[t].item<double>() - expected[static_cast<std::size_t>(t)]) < 1e-5);
+    }
+
+    void dropLowestMovesWhatLiesBehind() {
+        at::manual_seed(4);
+        const int capacity = 12;
+        const at::Tensor lengths = at::tensor({12, 9, 8, 3}, at::kInt), limits = at::tensor({8, 2, 3}, at::kInt);
+        at::Tensor scores = at::randint(-2, 3, {4, capacity}).to(at::kFloat); // ties
+        scores[1][4] = NAN;
+        const at::Tensor positions = at::arange(4 * capacity, at::kInt).view({4, capacity}) * 3, keys = at::randn({4, capacity, 5}), perQuery = at::randn({8, capacity});
+        for (const bool scored : {true, false}) {
+            at::Tensor held = lengths.clone();
+            std::vector<at::Tensor> moved{positions.clone(), keys.clone(), perQuery.clone()};
+            const at::Tensor gone = ops::drop_lowest(scored ? std::optional(scores) : std::nullopt, held, limits, moved);
+            for (int h = 0; h < 4; ++h) {
+                const int n = lengths[h].item<int>();
+                if (n <= 8) {
+                    QCOMPARE(gone[h].item<int>(), -1);
+                    QCOMPARE(held[h].item<int>(), n);
+                    QVERIFY(at::equal(moved[1][h].narrow(0, 0, n), keys[h].narrow(0, 0, n)));
+                    continue;
+                }
+                int lowest = 2; // of equal ones the oldest
+                const auto value = [&](int i) { const float v = scores[h][i].item<float>(); return std::isnan(v) ? -INFINITY : v; };
+                for (int i = 2; scored && i < n - 3; ++i)
+                    if (value(i) < value(lowest)) lowest = i;
+                QCOMPARE(gone[h].item<int>(), positions[h][lowest].item<int>());
+                QCOMPARE(held[h].item<int>(), n - 1);
+                std::vector<std::int64_t> stays;
+                for (int i = 0; i < n; ++i)
+                    if (i != lowest) stays.push_back(i);
+                const at::Tensor index = at::tensor(stays, at::kLong);
+                QVERIFY(at::equal(moved[0][h].narrow(0, 0, n - 1), positions[h].index_select(0, index)));
+                QVERIFY(at::equal(moved[1][h].narrow(0, 0, n - 1), keys[h].index_select(0, index)));
+                for (int g = 0; g < 2; ++g) QVERIFY(at::equal(moved[2][2 * h + g].narrow(0, 0, n - 1), perQuery[2 * h + g].index_select(0, index)));
+            }
+        }
     }
 
     void refuseWhatDoesNotFit() {
         QVERIFY_EXCEPTION_THROWN(ops::top_k(at::randn({2, 5}), at::zeros({3}, at::kInt), 2), EngineError);
         QVERIFY_EXCEPTION_THROWN(ops::top_k(at::randn({2, 5}), at::zeros({2}, at::kInt), -1), EngineError);
         QVERIFY_EXCEPTION_THROWN(ops::soft_vote(at::randn({3, 8}), at::randn({2, 5, 8}), at::zeros({2}, at::kInt), 0, 5, 1), EngineError);
-        QVERIFY_EXCEPTION_THROWN(ops::soft_vote(at::randn({4, 8}), at::randn({2, 5, 8}), at::zeros({2}, at::kInt), 3, 6, 1), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::soft_vote(at::randn({4, 8}), at::randn({2, 5, 8}), at::zeros({2}, at::kInt), 6, 0, 1), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::soft_vote(at::randn({4, 8}), at::randn({2, 5, 8}), at::zeros({2}, at::kInt), 3, -1, 1), EngineError);
+        at::Tensor lengths = at::full({2}, 5, at::kInt);
+        const at::Tensor limits = at::tensor({4, 0, 0}, at::kInt), positions = at::zeros({2, 6}, at::kInt);
+        QVERIFY_EXCEPTION_THROWN(ops::drop_lowest(at::randn({2, 5}), lengths, limits, {positions}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::drop_lowest({}, lengths, limits.narrow(0, 0, 2), {positions}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::drop_lowest({}, lengths, limits, {}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::drop_lowest({}, lengths, limits, {positions, at::randn({3, 6, 4})}), EngineError);
     }
 };
 

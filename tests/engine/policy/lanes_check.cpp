@@ -44,7 +44,8 @@ std::vector<std::vector<std::int32_t>> chosen(const std::string& text, const Inp
         Place place = f.place();
         place.fresh = 1;
         view.queries = in.queries.narrow(1, Window - 1, 1);
-        return {policy->attend(view, place, memory.get()).value_or(Attended{}).entries};
+        const at::Tensor entries = policy->attend(view, place, memory.get()).value().entries.cpu().contiguous();
+        return {{entries.const_data_ptr<std::int32_t>(), entries.const_data_ptr<std::int32_t>() + entries.size(0)}};
     }
     const Plan plan = policy->planFor(f.place());
     return policy->choose(view, f.place(), plan, policy->score(view, plan, policy->statistic(view, plan, in.sums)), memory.get(), nullptr).keep;

@@ -19,8 +19,13 @@ at::Tensor random(at::IntArrayRef shape, std::uint64_t seed) {
 std::vector<std::int32_t> attended(const Policy& policy, const LayerFixture& f, LayerMemory* memory, std::int64_t seen = 0) {
     Place place = f.place();
     place.fresh = f.queries.size(1);
-    if (seen) place.seen = seen;
-    return policy.attend(f.view(), place, memory).value_or(Attended{}).entries;
+    LayerView view = f.view();
+    if (seen) {
+        place.seen = seen;
+        view.queryPositions = at::arange(seen - place.fresh, seen, at::kInt);
+    }
+    const at::Tensor entries = policy.attend(view, place, memory).value().entries.contiguous();
+    return {entries.const_data_ptr<std::int32_t>(), entries.const_data_ptr<std::int32_t>() + entries.size(0)};
 }
 
 } // namespace
