@@ -4,6 +4,7 @@
 #include "kernels/attention.h"
 #include "kernels/entries.h"
 #include "kernels/linear.h"
+#include "kernels/packed.h"
 #include "kernels/pointwise.h"
 #include "kernels/quant.h"
 
@@ -16,6 +17,7 @@ struct CpuKernels {
     void (*linear)(const LinearArgs&);
     void (*dequantize)(const DequantizeArgs&);
     void (*attention)(const AttentionArgs&);
+    void (*packedAttention)(const PackedAttentionArgs&);
     void (*outputChangeOne)(const OutputChangeArgs&);
     void (*rmsNorm)(const RmsNormArgs&);
     void (*siluMul)(const SiluMulArgs&);

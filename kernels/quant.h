@@ -33,4 +33,15 @@ struct DequantizeEntriesArgs {
     Element element = Element::f32;
 };
 
+// Rows packed by groups of neighbouring values: what ops::pack_groups gives.
+struct PackGroupsArgs {
+    const float* x = nullptr; // [heads, rows, dim], rows dense
+    std::int64_t head = 0;    // values
+    std::int64_t heads = 0, rows = 0, dim = 0, group = 1;
+    int bits = 4; // 2, 4 or 8
+    float leastScale = 0;
+    std::uint8_t* codes = nullptr;         // [heads · rows, packedBytes], dense
+    void *scale = nullptr, *zero = nullptr; // fp16 [heads · rows, dim / group], dense
+};
+
 } // namespace keepsight

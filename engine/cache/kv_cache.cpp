@@ -156,9 +156,43 @@ at::Tensor KvCache::ropeAppend(LayerIndex index, const at::Tensor& qkv, const at
     return q;
 }
 
-void KvCache::countReplayed(std::int64_t tokens) {
-    for (CacheLayer& l : m_layers)
-        for (std::int32_t& n : l.held) n += static_cast<std::int32_t>(tokens);
+void KvCache::countReplayed() {
+    for (CacheLayer& l : m_layers) {
+        for (std::int32_t& n : l.held) ++n;
+        for (StoredSide* side : {l.storedKeys.get(), l.storedValues.get()})
+            if (side) side->countReplayed();
+    }
+}
+
+std::uint64_t KvCache::layout() const {
+    std::uint64_t sum = m_layout;
+    for (const CacheLayer& l : m_layers)
+        for (const StoredSide* side : {l.storedKeys.get(), l.storedValues.get()})
+            if (side) sum += side->layout(); // counters never fall, so that the sum tells
+    return sum;
+}
+
+std::optional<std::string> KvCache::nextStep() {
+    std::string all;
+    for (std::size_t l = 0; l < m_layers.size(); ++l) {
+        CacheLayer& layer = m_layers[l];
+        if (layer.maxHeld() >= layer.capacity()) reserve(LayerIndex{static_cast<std::int32_t>(l)}, layer.maxHeld() + 64 + layer.maxHeld() / 8);
+        for (StoredSide* side : {layer.storedKeys.get(), layer.storedValues.get()}) {
+            if (!side) continue;
+            const std::optional<std::string> step = plainKeys() ? std::nullopt : side->nextStep();
+            if (!step) return std::nullopt;
+            all += *step + ";";
+        }
+    }
+    return all;
+}
+
+std::optional<KvCache::Packed> KvCache::packed(LayerIndex index) const {
+    const CacheLayer& l = layer(index);
+    if (!m_quantizer || plainKeys()) return std::nullopt;
+    std::optional<ops::PackedSide> keys = l.storedKeys->packedView(), values = l.storedValues->packedView();
+    if (!keys || !values) return std::nullopt;
+    return Packed{std::move(*keys), std::move(*values)};
 }
 
 at::Tensor KvCache::dropLowest(LayerIndex index, const at::Tensor& scores, const at::Tensor& limits, std::int32_t keep) {

@@ -47,13 +47,15 @@ public:
     // [queryHeads, 1, headDim] after RoPE. Only where fusesAppend(), with a place reserved.
     at::Tensor ropeAppend(LayerIndex layer, const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies);
     bool fusesAppend() const { return !m_quantizer && !plainKeys(); }
-    void countReplayed(std::int64_t tokens);                    // a recorded pass appended that many to every layer: only the device knows so far
+    void countReplayed();                                       // a recorded pass appended an entry to every layer: only the device knows so far
     // Without the host: every head above limits[0] (keep, its value) loses its lowest scored entry, see ops::drop_lowest; at most one, so no head may
     // be further above. limits [3] int32 on the device. Returns the positions that went [kvHeads] int32, −1: none.
     at::Tensor dropLowest(LayerIndex layer, const at::Tensor& scores, const at::Tensor& limits, std::int32_t keep);
     void countDropped(LayerIndex layer, std::int32_t keep);     // a recorded pass did that
     bool whole() const { return m_whole; }                      // nothing was ever dropped: entries lie at their position
-    std::uint64_t layout() const { return m_layout; }           // changes whenever a tensor of a layer is replaced, so that recorded passes are void
+    std::uint64_t layout() const;                               // changes whenever a tensor of a layer is replaced, so that recorded passes are void
+    // What storing one entry a head will do, with room made for it: recorded passes serve where it is the same. nullopt: it cannot be recorded.
+    std::optional<std::string> nextStep();
     void compact(LayerIndex layer, const Selection& selection); // ragged results allowed; frees memory if a quarter or more is unused
     void settle(LayerIndex layer);                              // after attention: a quantizer packs what it may
     void reserve(LayerIndex layer, std::int64_t entries);       // capacity for that many per head
@@ -64,6 +66,11 @@ public:
     };
     Dense plain(LayerIndex layer) const; // as stored, unpacked
     Dense attended(LayerIndex layer, const at::Tensor& inverseFrequencies) const;
+    // Instead, for one query: keys and values as packed; nullopt: only dense ones can be read.
+    struct Packed {
+        ops::PackedSide keys, values;
+    };
+    std::optional<Packed> packed(LayerIndex layer) const;
 
     // A copy holding only the selected entries (the branch after a shared prefill), without the memory tensors; room for `headroom`
     // more; packed if a quantizer is given; selections with a set for each query head give every query head entries of its own. A branch with plain keys of a prefill with rotated ones turns them back by their position.

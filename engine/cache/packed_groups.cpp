@@ -9,21 +9,6 @@
 
 namespace keepsight {
 
-constexpr double LargestHalf = 65504;
-
-Affine affine(const at::Tensor& low, const at::Tensor& high, int bits, double leastScale) {
-    const at::Tensor steps =
-        at::full({1}, (1 << bits) - 1, low.options()); // not a number: CUDA would multiply by its inverse, and round otherwise than the CPU
-    at::Tensor scale = (high - low).div_(steps);
-    return {scale.clamp_(leastScale, LargestHalf).to(at::kHalf), exact(low, at::kHalf)};
-}
-
-at::Tensor codes(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero, int bits) {
-    at::Tensor step = scale.to(at::kFloat);
-    step.masked_fill_(step == 0, 1); // a constant group: every code decodes to the zero
-    return (x - zero.to(at::kFloat)).div_(step).round_().clamp_(0, (1 << bits) - 1).to(at::kByte);
-}
-
 double groupedBits(int headDim, const GroupShape& groups) {
     return 8.0 * static_cast<double>(packedBytes(headDim, groups.bits)) / headDim + 32.0 / groups.group;
 }
@@ -34,10 +19,6 @@ std::string groupRefusal(const std::string& id, int group, int headDim) {
 }
 
 at::ScalarType exactType(at::ScalarType model) { return model == at::kBFloat16 ? at::kBFloat16 : at::kHalf; }
-at::Tensor exact(const at::Tensor& x, at::ScalarType type) {
-    return type == at::kHalf ? x.clamp(-LargestHalf, LargestHalf).to(type) : x.to(type);
-}
-
 namespace {
 
 class ByToken final : public PackedPart {
@@ -48,18 +29,26 @@ public:
                  shape.device) {}
 
     void add(const at::Tensor& x, const Counts& counts) override {
-        const at::Tensor grouped = x.unflatten(2, {m_perRow, m_groups.group}); // [H, S, D/g, g]
-        const auto [low, high] = at::aminmax(grouped, -1, true);
-        const Affine a = affine(low, high, m_groups.bits, m_groups.leastScale);
-        m_rows.append({ops::pack_codes(codes(grouped, a.scale, a.zero, m_groups.bits).flatten(2), m_groups.bits), a.scale.squeeze(-1),
-                       a.zero.squeeze(-1)},
-                      counts);
+        const ops::PackedRows rows = ops::pack_groups(x, m_groups.bits, m_groups.group, m_groups.leastScale);
+        m_rows.append({rows.codes, rows.scale, rows.zero}, counts);
     }
     void keep(const Kept& kept) override { m_rows.keep(kept); }
     void read(at::Tensor& out, const Counts& offsets) const override {
         ops::dequantize_entries(out, m_rows.column(0), m_groups.bits, m_rows.column(1), m_rows.column(2), {}, {}, wide(held()),
                                 wide(offsets));
     }
+    bool view(ops::PackedSide& side) const override {
+        side.codes = m_rows.column(0), side.scale = m_rows.column(1), side.zero = m_rows.column(2);
+        side.bits = m_groups.bits, side.groupTokens = 1;
+        return m_groups.bits != 3;
+    }
+    at::Tensor lengths() const override { return m_rows.lengths(); }
+    bool reserve(std::int64_t more) override {
+        m_rows.reserve(more);
+        return true;
+    }
+    void countAdded(std::int32_t more) override { m_rows.count(more); }
+    std::uint64_t layout() const override { return m_rows.layout(); }
     const Counts& held() const override { return m_rows.held(); }
     std::int64_t storedBytes() const override { return m_rows.storedBytes(); }
     std::int64_t allocatedBytes() const override { return m_rows.allocatedBytes(); }
@@ -105,6 +94,7 @@ public:
                 if (next == begin) continue;
                 groups[h].push_back(static_cast<std::int32_t>(g));
                 sizes.push_back(static_cast<std::int32_t>(next - begin));
+                m_whole &= sizes.back() == m_groups.group;
             }
             m_sizes[h] = std::move(sizes);
         }
@@ -116,6 +106,13 @@ public:
         ops::dequantize_entries(out, m_codes.column(0), m_groups.bits, m_parameters.column(0), m_parameters.column(1), ends(), {},
                                 wide(held()), wide(offsets));
     }
+    bool view(ops::PackedSide& side) const override {
+        side.codes = m_codes.column(0), side.scale = m_parameters.column(0), side.zero = m_parameters.column(1);
+        side.bits = m_groups.bits, side.groupTokens = m_groups.group;
+        return m_whole && m_groups.bits != 3;
+    }
+    at::Tensor lengths() const override { return m_codes.lengths(); }
+    std::uint64_t layout() const override { return m_codes.layout() + m_parameters.layout(); }
     const Counts& held() const override { return m_codes.held(); }
     std::int64_t storedBytes() const override { return m_codes.storedBytes() + m_parameters.storedBytes(); }
     std::int64_t allocatedBytes() const override {
@@ -142,6 +139,7 @@ private:
     StoredRows m_codes;          // [packedBytes] an entry
     StoredRows m_parameters;     // scale [D], zero [D] a group
     std::vector<Counts> m_sizes; // per head: entries left of each group
+    bool m_whole = true;         // no group has lost an entry and stayed
     mutable at::Tensor m_ends;   // made when read
 };
 

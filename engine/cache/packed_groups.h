@@ -1,23 +1,14 @@
-// Groups of values that share a scale and a zero, stored as codes: c = round((x − zero) / scale), x̃ = c · scale + zero.
-//
-// Scale and zero are rounded to fp16 first and codes are found with the rounded ones, so that |x̃ − x| ≤ scale/2 holds for what is stored;
-// only where rounding moved the range inward can the outermost code be further off, by that rounding. The zero is the group's least value
-// itself, not a code number as in HQQ: the same line, but −min/scale overflows fp16 when a group is nearly constant.
+// Groups of values that share a scale and a zero, stored as codes (kernels/bind/quantize.h): by token, by channel, across, with outliers beside.
 #pragma once
 
 #include "engine/cache/stored_parts.h"
+#include "kernels/bind/quantize.h"
 
 #include <string>
 
 namespace keepsight {
 
-struct Affine {
-    at::Tensor scale, zero; // fp16
-};
-// From the least and greatest values of groups; leastScale: no finer than that.
-Affine affine(const at::Tensor& low, const at::Tensor& high, int bits, double leastScale);
-// Codes of x, uint8; scale and zero as x or broadcast to it.
-at::Tensor codes(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero, int bits);
+using ops::Affine, ops::affine, ops::codes, ops::exact;
 
 struct GroupShape {
     int bits = 4, group = 64;
@@ -42,6 +33,5 @@ std::string groupRefusal(const std::string& id, int group, int headDim);
 
 // The 16-bit type in which exact values are stored apart from their entry: the model's own, or fp16 if that is wider.
 at::ScalarType exactType(at::ScalarType model);
-at::Tensor exact(const at::Tensor& x, at::ScalarType type); // rounded to it, never to infinity
 
 } // namespace keepsight

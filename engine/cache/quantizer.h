@@ -8,8 +8,11 @@
 #include "engine/data/model_config.h"
 #include "engine/data/policy_spec.h"
 
+#include "kernels/bind/ops.h"
+
 #include <ATen/core/Tensor.h>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,6 +33,13 @@ public:
     virtual std::vector<std::int32_t> packed() const = 0; // [kvHeads] entries held as codes
     virtual std::int64_t storedBytes() const = 0;         // codes, scales, zeros, outliers with their indices, full-precision rows
     virtual std::int64_t allocatedBytes() const = 0;      // the same as allocated
+
+    virtual std::optional<ops::PackedSide> packedView() const { return std::nullopt; } // as attention reads it; nullopt: only dense()
+    // What append() of one entry a head and settle() would do, with room made for it: work that can be recorded is the same for the same answer and
+    // layout(). nullopt: it cannot. countReplayed(): what a replay does on the host.
+    virtual std::optional<std::string> nextStep() { return std::nullopt; }
+    virtual void countReplayed() {}
+    virtual std::uint64_t layout() const { return 0; }
 };
 
 struct SideShape {

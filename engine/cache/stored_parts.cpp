@@ -78,6 +78,39 @@ at::Tensor StoredParts::dense(std::int64_t capacity) const {
     return out;
 }
 
+std::optional<ops::PackedSide> StoredParts::packedView() const {
+    ops::PackedSide side;
+    if (m_packed && !m_packed->view(side)) return std::nullopt;
+    if (longest(m_first.held()) > 0) side.first = m_first.column(0);
+    side.tail = m_tail.column(0);
+    const at::Tensor tail = m_tail.lengths();
+    side.counts = at::stack({m_first.lengths(), m_packed ? m_packed->lengths() : at::zeros_like(tail), tail});
+    if (longest(packed()) == 0) side.codes = side.scale = side.zero = at::Tensor();
+    return side;
+}
+
+std::optional<std::string> StoredParts::nextStep() {
+    if (longest(m_room) > 0 || !even(m_tail.held()) || !packedView()) return std::nullopt;
+    Counts tail = m_tail.held();
+    for (std::int32_t& n : tail)
+        ++n;
+    const Counts ripe = m_packed ? m_rule(tail, false) : Counts(tail.size(), 0);
+    const std::int32_t leaves = longest(ripe);
+    if (leaves > 1 || !even(ripe) || (leaves == 1 && (longest(packed()) == 0 || !m_packed->reserve(1)))) return std::nullopt;
+    m_tail.reserve(1);
+    return leaves == 0 ? "" : "packs one of " + std::to_string(tail.front());
+}
+
+void StoredParts::countReplayed() {
+    m_tail.count(1);
+    const std::int32_t leaves = m_packed ? longest(m_rule(m_tail.held(), false)) : 0;
+    if (leaves == 0) return;
+    m_packed->countAdded(leaves);
+    m_tail.count(-leaves);
+}
+
+std::uint64_t StoredParts::layout() const { return m_first.layout() + m_tail.layout() + (m_packed ? m_packed->layout() : 0); }
+
 std::vector<std::int32_t> StoredParts::packed() const { return m_packed ? m_packed->held() : Counts(m_room.size(), 0); }
 std::int64_t StoredParts::storedBytes() const {
     return m_first.storedBytes() + m_tail.storedBytes() + (m_packed ? m_packed->storedBytes() : 0);

@@ -18,6 +18,15 @@ public:
     virtual const Counts& held() const = 0;
     virtual std::int64_t storedBytes() const = 0;
     virtual std::int64_t allocatedBytes() const = 0;
+
+    // Codes, scale, zero and their shape as attention reads them; false: it cannot. With it go lengths [kvHeads] int32 on the device, and layout(),
+    // which changes when a tensor does.
+    virtual bool view(ops::PackedSide&) const { return false; }
+    virtual at::Tensor lengths() const { return {}; }
+    virtual std::uint64_t layout() const { return 0; }
+    // Room for that many more of every head; then add() of them can be recorded, and countAdded() is what a replay does on the host. false: it cannot.
+    virtual bool reserve(std::int64_t) { return false; }
+    virtual void countAdded(std::int32_t) {}
 };
 
 // How many of the tail's oldest rows each head packs now; `tail`: what it holds.
@@ -36,6 +45,10 @@ public:
     std::vector<std::int32_t> packed() const override;
     std::int64_t storedBytes() const override;
     std::int64_t allocatedBytes() const override;
+    std::optional<ops::PackedSide> packedView() const override;
+    std::optional<std::string> nextStep() override;
+    void countReplayed() override;
+    std::uint64_t layout() const override;
 
 private:
     SideShape m_shape;

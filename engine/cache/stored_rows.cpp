@@ -76,9 +76,22 @@ void StoredRows::reallocate(std::int64_t capacity) {
         column = other;
     }
     m_begin = 0;
+    ++m_layout;
 }
 
-void StoredRows::setLengths() { m_lengths = onDevice(m_held, m_lengths.device()); }
+void StoredRows::setLengths() {
+    m_lengths = onDevice(m_held, m_lengths.device());
+    ++m_layout;
+}
+
+void StoredRows::reserve(std::int64_t more) {
+    if (const std::int64_t needed = longest(m_held) + more; m_begin + needed > capacity()) reallocate(rounded(needed + needed / 8));
+}
+
+void StoredRows::count(std::int32_t more) {
+    for (std::int32_t& n : m_held)
+        n += more;
+}
 
 void StoredRows::append(const std::vector<at::Tensor>& rows, const Counts& counts) {
     const std::int64_t added = longest(counts), before = longest(m_held), needed = before + added;
@@ -125,7 +138,14 @@ void StoredRows::drop(const Counts& oldest) {
         for (std::int32_t& n : m_held)
             n -= gone;
         m_lengths.sub_(gone);
-        m_begin = longest(m_held) ? m_begin + gone : 0;
+        const std::int64_t rest = longest(m_held);
+        if (m_lengths.device().is_cpu()) {
+            m_begin = rest ? m_begin + gone : 0;
+            ++m_layout;
+        } else { // in place, so that a recorded step finds the rows where they were
+            for (at::Tensor& column : m_columns)
+                if (rest) column.narrow(1, 0, rest).copy_(column.narrow(1, gone, rest).clone());
+        }
         if (const std::int64_t most = longest(m_held), tight = rounded(most + most / 8 + 1); tight * 4 <= capacity() * 3)
             reallocate(most ? tight : 0);
         return;

@@ -23,6 +23,10 @@ public:
     void append(const std::vector<at::Tensor>& rows, const Counts& counts);
     void keep(const Kept& kept);
     void drop(const Counts& oldest); // that many from the front of each head
+    void reserve(std::int64_t more); // append() of that many replaces no tensor
+    void count(std::int32_t more);   // a recorded append (or, negative, drop) of that many was replayed: the device knows already
+    const at::Tensor& lengths() const { return m_lengths; }    // [heads] int32 on the device
+    std::uint64_t layout() const { return m_layout; }          // changes when a tensor does
 
     at::Tensor column(std::size_t i) const { return m_columns[i].narrow(1, m_begin, capacity() - m_begin); } // [heads, ≥ held, row…]
     const Counts& held() const { return m_held; }
@@ -37,7 +41,8 @@ private:
     at::Tensor m_lengths; // [heads] int32, held() on the device
     std::vector<at::Tensor> m_columns;
     Counts m_held;
-    std::int64_t m_begin = 0; // rows in front that were dropped: a sliding tail is not moved at every step
+    std::int64_t m_begin = 0; // rows in front that were dropped: on the CPU a sliding tail is not moved at every step
+    std::uint64_t m_layout = 0;
     std::int64_t m_rowBytes = 0;
 };
 

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <functional>
+#include <numeric>
 
 namespace keepsight {
 namespace {
@@ -23,8 +25,6 @@ std::int64_t availableMemory() {
         }
     return -1;
 }
-
-std::string megabytes(std::int64_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
 
 } // namespace
 
@@ -58,16 +58,22 @@ void checkContext(const ModelConfig& config, std::int64_t tokens, std::string_vi
 
 void checkMemory(const EvalContext& context, std::int64_t tokens, std::int64_t lanes) {
     const Model& model = context.model;
-    if (!model.device().is_cpu()) return; // the device's allocator answers for itself
     const ModelConfig& c = model.config();
     const std::int64_t perToken = static_cast<std::int64_t>(c.layers) * c.kvHeads * c.headDim * 2 * static_cast<std::int64_t>(c10::elementSize(model.dtype()));
-    std::int64_t copies = 1; // of the widest lane: with granularity=query_head each query head has one
-    for (const auto& policy : context.policies) copies = std::max<std::int64_t>(copies, storedHeads(c, policy->spec()) / c.kvHeads);
-    const std::int64_t needed = perToken * tokens * (lanes * copies + 1) + (std::int64_t{256} << 20); // the shared prefill, the lanes', working memory
-    const std::int64_t available = availableMemory();
+    std::vector<std::int64_t> kept; // by each lane, in tokens; with granularity=query_head each query head has a copy
+    for (const auto& policy : context.policies)
+        kept.push_back(std::min<std::int64_t>(tokens, policy->schedule().afterPrefill ? policy->budget(tokens) : tokens) * (storedHeads(c, policy->spec()) / c.kvHeads));
+    std::ranges::sort(kept, std::greater<>());
+    kept.resize(static_cast<std::size_t>(lanes), tokens); // the widest of them
+    // The shared prefill, the lanes', and what a block of the prompt works with: the MLP's rows, queries, keys and values, and their inputs.
+    const std::int64_t block = std::min(tokens, Snapshot::blockOf(model)),
+                       row = 3 * static_cast<std::int64_t>(c.feedForward) + 3 * static_cast<std::int64_t>(c.queryHeads) * c.headDim + 4 * static_cast<std::int64_t>(c.hidden);
+    const std::int64_t working = block * row * static_cast<std::int64_t>(c10::elementSize(model.dtype())) + (std::int64_t{256} << 20);
+    const std::int64_t needed = perToken * std::accumulate(kept.begin(), kept.end(), tokens) + working;
+    const std::int64_t available = model.device().is_cpu() ? availableMemory() : ops::freeMemory(model.device()).value_or(-1);
     if (available >= 0 && needed > available)
-        throw EngineError("this run needs about " + megabytes(needed) + " of memory for " + std::to_string(tokens) + " tokens in " + std::to_string(lanes) +
-                          " lanes, only " + megabytes(available) + " are available; use fewer tokens or lanes");
+        throw EngineError("this run needs about " + mebibytes(needed) + " of memory on " + model.device().str() + " for " + std::to_string(tokens) + " tokens in " +
+                          std::to_string(lanes) + " lanes, only " + mebibytes(available) + " are available; use fewer tokens or lanes");
 }
 
 void ProgressMeter::at(std::int64_t done) {

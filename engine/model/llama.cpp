@@ -297,12 +297,6 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
         q = rotated.narrow(0, 0, c.queryHeads);
         cache.append(index, copied(rotated.narrow(0, c.queryHeads, c.kvHeads)), copied(v), positions);
     } else {
-        if (cache.rope() == RopeMode::cacheRelative) { // the queries take the slots of their own entries
-            const at::Tensor before = repeatHeads(cache.layer(index).lengths, stored.groupSize()).unsqueeze(1);
-            q = ops::rope(plain, (before + at::arange(count, before.options()).unsqueeze(0)).to(at::kInt), m_inverse);
-        } else {
-            q = ops::rope(plain, positions, m_inverse);
-        }
         cache.append(index, copied(qkv.narrow(0, c.queryHeads, c.kvHeads)), copied(v), positions);
     }
     const CacheLayer& held = cache.layer(index);
@@ -314,10 +308,20 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
         if (chosen) attended = attendTo(*chosen, plain, all, held, positions, scale, observer->wanted(index, cache, count));
     }
     if (!chosen) {
-        const KvCache::Dense dense = cache.attended(index, m_inverse);
+        if (!q.defined() && cache.rope() == RopeMode::cacheRelative) { // the queries take the slots of their own entries
+            const at::Tensor end = repeatHeads(held.lengths, stored.groupSize()).unsqueeze(1);
+            q = ops::rope(plain, (end + at::arange(-count, 0, end.options()).unsqueeze(0)).to(at::kInt), m_inverse);
+        } else if (!q.defined()) {
+            q = ops::rope(plain, positions, m_inverse);
+        }
+        const std::optional<KvCache::Packed> packed = count == 1 && !(observer && observer->readsEntries()) ? cache.packed(index) : std::nullopt;
+        const KvCache::Dense dense = packed ? KvCache::Dense{} : cache.attended(index, m_inverse);
         ops::AttentionStats* stats = observer ? observer->wanted(index, cache, count) : nullptr;
         const bool even = std::ranges::all_of(held.held, [&](std::int32_t n) { return n == held.held.front(); });
-        attended = !m_device.is_cpu() && (!stats || cache.whole()) && even && count > 1
+        if (packed)
+            attended = ops::packed_attention(q, packed->keys, packed->values, held.positions, held.lengths, positions, scale, stats);
+        else
+            attended = !m_device.is_cpu() && (!stats || cache.whole()) && even && count > 1
                        ? ops::causal_attention(q, dense.keys, dense.values, held.held.front(), scale, stats) // entries ascend, the newest are the queries' own
                        : ops::attention(q, dense.keys, dense.values, held.positions, held.lengths, positions, scale, stats);
         if (observer)

@@ -4,7 +4,9 @@
 
 #include <ATen/ATen.h>
 #include <cmath>
+#include <functional>
 #include <numbers>
+#include <numeric>
 
 namespace keepsight {
 
@@ -44,7 +46,27 @@ at::Tensor ropeInverseFrequencies(const ModelConfig& config) {
     return inverse.contiguous();
 }
 
+std::string mebibytes(std::int64_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
+
+namespace {
+
+// Weights are unpacked to dtype on a device: said before anything is copied there.
+void checkFits(const WeightFile& file, at::ScalarType dtype, at::Device device) {
+    const std::optional<std::int64_t> free = ops::freeMemory(device);
+    if (!free) return;
+    std::int64_t values = 0;
+    for (const auto& [name, tensor] : file.tensors())
+        values += std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::int64_t{1}, std::multiplies<>());
+    const std::int64_t needed = values * static_cast<std::int64_t>(c10::elementSize(dtype));
+    if (needed > *free)
+        throw EngineError("model: its " + std::to_string(values) + " weights need " + mebibytes(needed) + " on " + device.str() + " as " + c10::toString(dtype) + ", only " + mebibytes(*free) +
+                          " are free; take a 16-bit type, a smaller model, or the CPU");
+}
+
+} // namespace
+
 std::unique_ptr<Model> Model::make(std::shared_ptr<const WeightFile> file, at::ScalarType dtype, at::Device device) {
+    checkFits(*file, dtype, device);
     const std::string& architecture = file->config().architecture;
     std::string known;
 #define KEEPSIGHT_MODEL(id, factory)                                                                                                                     \

@@ -49,6 +49,8 @@ public:
     // Called after the new entries were appended, so that statistics can be sized to the capacity.
     virtual ops::AttentionStats* wanted(LayerIndex, KvCache&, std::int64_t /*newTokens*/) { return nullptr; }
     virtual void afterAttention(const LayerView&, KvCache&) {}
+    // Does afterAttention() look at the view's keys or values? If not, those of one query may be undefined: packed ones are not unpacked for nothing.
+    virtual bool readsEntries() const { return true; }
     virtual bool choosesEntries() const { return false; }
     // If so: the entries that the coming queries attend to, one ascending set for all heads, [n] int32 where the cache is, the newest S among them;
     // nullopt: all. Only asked where the cache is cacheRelative: keys are before RoPE, the chosen ones are renumbered from 0.
@@ -94,6 +96,8 @@ public:
 
 // Inverse RoPE frequencies as Hugging Face computes them, fp32 [headDim/2], with llama-3 or linear scaling and GGUF's factors.
 at::Tensor ropeInverseFrequencies(const ModelConfig& config);
+
+std::string mebibytes(std::int64_t bytes); // rounded up, for messages
 
 // engine/model/models.def: the one line of an architecture.
 std::unique_ptr<Model> makeLlama(std::shared_ptr<const WeightFile> file, at::ScalarType dtype, at::Device device);

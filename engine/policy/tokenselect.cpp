@@ -20,12 +20,13 @@
 namespace keepsight {
 namespace {
 
-struct LastSelection final : LayerMemory { // where the cache is
-    at::Tensor query;  // [queryHeads · headDim] fp32
-    at::Tensor votes;  // [C] fp32
-    at::Tensor chosen; // [topK] int32, ascending
-    at::Tensor seen;   // int32 scalar: tokens seen when it was made
-    std::int64_t init = -1, local = -1;
+struct LastSelection final : LayerMemory { // where the cache is; tensors stay the same from call to call, so that recorded steps find them
+    at::Tensor query;   // [queryHeads · headDim] fp32, of length 1
+    at::Tensor votes;   // [C] fp32
+    at::Tensor entries; // [init + topK + local] int32: 0 …, the chosen ones, the newest
+    at::Tensor steps;   // [local] int32: 0 …
+    at::Tensor seen;    // [1] int32: tokens seen when it was made
+    std::int64_t init = -1, local = -1, topK = -1;
 };
 
 class TokenSelect final : public Policy {
@@ -54,28 +55,36 @@ public:
         const Shares shares = sharesOf(place);
         if (attendsToAll(shares, place)) return std::nullopt;
         const std::int64_t local = std::max<std::int64_t>(shares.local, place.fresh);
-        const auto ints = view.entries.positions.options();
-        const at::Tensor steps = at::arange(shares.local, shares.local + place.fresh, ints);
-        const at::Tensor query = ops::rope(view.queries, steps, view.inverseFrequencies).to(at::kFloat).mean(1); // [queryHeads, D]
-        const at::Tensor seen = view.queryPositions[place.fresh - 1] + 1;
         auto& last = static_cast<LastSelection&>(*memory);
-        prepare(last, shares, query, view.entries);
+        prepare(last, shares, local, view);
+        const at::Tensor behind = last.steps.narrow(0, 0, place.fresh) + static_cast<std::int32_t>(shares.local);
+        at::Tensor query = ops::rope(view.queries, behind, view.inverseFrequencies).to(at::kFloat); // [queryHeads, S, D]
+        query = place.fresh == 1 ? query.squeeze(1) : query.mean(1);
+        const at::Tensor seen = view.queryPositions.narrow(0, place.fresh - 1, 1) + 1;
         // Whether the last set serves again is found out where the queries are. If it does there are no candidates, and nothing to be read.
-        const at::Tensor now = query.view({-1});
-        const at::Tensor cosine = (at::dot(now, last.query) / (now.norm() * last.query.norm()).clamp_min(1e-12)).to(at::kDouble);
-        const at::Tensor again = (cosine >= m_theta).logical_and_(seen - last.seen < shares.local);
-        const at::Tensor lengths = view.entries.lengths.masked_fill(again, 0);
+        at::Tensor now, again, lengths = view.entries.lengths;
+        if (m_theta <= 1) {
+            now = query.view({-1}) / query.norm().clamp_min(1e-12);
+            again = (at::dot(now, last.query) >= m_theta).logical_and(seen - last.seen < shares.local); // [1]
+            lengths = lengths.masked_fill(again, 0);
+        }
         at::Tensor vote = ops::soft_vote(query, view.keys, lengths, shares.init, local, m_scaled ? view.scale : 1.0); // [C]
         if (m_kernel > 1) vote = at::max_pool1d(vote.view({1, 1, -1}), m_kernel, 1, m_kernel / 2).view({-1});
-        const std::int64_t behind = vote.size(0) - shares.init;
-        const at::Tensor candidates = (lengths.narrow(0, 0, 1) - (local + shares.init)).clamp_min(0);
-        const at::Tensor best = ops::top_k(vote.narrow(0, shares.init, behind).unsqueeze(0), candidates.to(at::kInt), shares.topK).view({-1}) + shares.init;
-        last.votes.copy_(at::where(again, last.votes, vote));
-        last.chosen.copy_(at::where(again, last.chosen, best.to(at::kInt)));
-        last.query.copy_(at::where(again, last.query, now));
-        last.seen.copy_(at::where(again, last.seen, seen));
-        const at::Tensor newest = view.entries.lengths.narrow(0, 0, 1) - local + at::arange(local, ints); // heads hold alike: nothing is ever dropped
-        return Attended{at::cat({at::arange(shares.init, ints), last.chosen, newest.to(at::kInt)}), last.votes, {shares.init, static_cast<int>(local)}, seen - last.seen};
+        const at::Tensor candidates = (lengths.narrow(0, 0, 1) - static_cast<std::int32_t>(local + shares.init)).clamp_min(0); // heads hold alike: nothing is ever dropped
+        const at::Tensor best = ops::top_k(vote.narrow(0, shares.init, vote.size(0) - shares.init).unsqueeze(0), candidates, shares.topK).view({-1});
+        at::Tensor chosen = last.entries.narrow(0, shares.init, shares.topK), newest = last.entries.narrow(0, shares.init + shares.topK, local);
+        if (again.defined()) {
+            at::where_out(last.votes, again, last.votes, vote);
+            at::where_out(chosen, again, chosen, best + shares.init);
+            at::where_out(last.query, again, last.query, now);
+            at::where_out(last.seen, again, last.seen, seen);
+        } else {
+            last.votes.copy_(vote);
+            at::add_out(chosen, best, at::Scalar(shares.init));
+            last.seen.copy_(seen);
+        }
+        at::add_out(newest, last.steps.narrow(0, 0, local), view.entries.lengths.narrow(0, 0, 1) - static_cast<std::int32_t>(local));
+        return Attended{last.entries, last.votes, {shares.init, static_cast<int>(local)}, seen - last.seen};
     }
 
 private:
@@ -102,17 +111,26 @@ private:
         return s.init + s.topK + std::max<std::int64_t>(s.local, place.fresh) >= place.held;
     }
 
-    // Tensors stay the same from call to call, so that recorded steps find them. Other shares, or none yet: the last set does not serve.
-    static void prepare(LastSelection& last, const Shares& shares, const at::Tensor& query, const CacheLayer& entries) {
-        if (last.init != shares.init || last.local != shares.local || last.chosen.size(0) != shares.topK) {
-            last.query = at::zeros({query.numel()}, query.options());
-            last.chosen = at::zeros({shares.topK}, entries.positions.options());
-            last.seen = at::full({}, std::numeric_limits<std::int32_t>::min() / 2, entries.positions.options());
+    // Other shares, or none yet: the last set does not serve.
+    static void prepare(LastSelection& last, const Shares& shares, std::int64_t local, const LayerView& view) {
+        const auto ints = view.entries.positions.options();
+        const auto floats = ints.dtype(at::kFloat);
+        const bool same = last.init == shares.init && last.topK == shares.topK && last.local == shares.local;
+        if (!same) {
+            last.query = at::zeros({view.queries.size(0) * view.queries.size(2)}, floats);
+            last.seen = at::full({1}, std::numeric_limits<std::int32_t>::min() / 2, ints);
             last.votes = at::Tensor();
-            last.init = shares.init, last.local = shares.local;
+            last.init = shares.init, last.topK = shares.topK, last.local = shares.local;
         }
-        if (!last.votes.defined() || last.votes.size(0) < entries.capacity()) {
-            at::Tensor votes = at::zeros({entries.capacity()}, query.options());
+        if (!same || last.entries.size(0) != shares.init + shares.topK + local) { // a block of the prompt is longer than `local`
+            at::Tensor entries = at::zeros({shares.init + shares.topK + local}, ints);
+            entries.narrow(0, 0, shares.init).copy_(at::arange(shares.init, ints));
+            if (same) entries.narrow(0, shares.init, shares.topK).copy_(last.entries.narrow(0, shares.init, shares.topK));
+            last.entries = entries;
+            last.steps = at::arange(std::max<std::int64_t>(local, shares.local), ints);
+        }
+        if (!last.votes.defined() || last.votes.size(0) != view.entries.capacity()) {
+            at::Tensor votes = at::zeros({view.entries.capacity()}, floats);
             if (last.votes.defined()) votes.narrow(0, 0, last.votes.size(0)).copy_(last.votes);
             last.votes = votes;
         }

@@ -113,7 +113,7 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
     if (evict) ++m_steps;
     const Position first = m_seen;
     m_seen += static_cast<Position>(ids.size());
-    if (ids.size() == 1 && rows == LogitRows::last && DecodeGraph::serves(m_model, m_cache))
+    if (ids.size() == 1 && rows == LogitRows::last && DecodeGraph::serves(m_model))
         if (const std::optional<std::string> key = planStep()) {
             if (stop.stop_requested()) throw Cancelled{};
             const at::Tensor logits = m_graph.step(m_model, m_cache, ids.front(), first, this, *key);
@@ -130,12 +130,14 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
 std::optional<std::string> Branch::planStep() {
     constexpr std::int32_t Everything = std::numeric_limits<std::int32_t>::max();
     m_planned.clear();
+    const std::optional<std::string> stored = m_cache.nextStep();
+    if (!stored) return std::nullopt;
     const auto next = [&](LayerIndex l) { return place(l, m_cache.layer(l).maxHeld() + 1, 1); };
     if (m_policy->kind() == PolicyKind::attend) return m_options.explain.empty() ? m_policy->workKey(next(LayerIndex{0}), {}) : std::nullopt;
     const int every = m_policy->schedule().everySteps;
-    if (!m_evict || (every == 0 && !m_needs.decodeSums && !m_needs.decodeRows)) return "plain";
-    if (every == 0 || m_steps % every != 0) return "sums"; // statistics go on
-    if (!m_options.explain.empty() || m_policy->remember()) return std::nullopt;
+    if (!m_evict || (every == 0 && !m_needs.decodeSums && !m_needs.decodeRows)) return "plain;" + *stored;
+    if (every == 0 || m_steps % every != 0) return readsEntries() && m_cache.quantized() ? std::nullopt : std::optional("sums;" + *stored); // statistics go on
+    if (m_cache.quantized() || !m_options.explain.empty() || m_policy->remember()) return std::nullopt;
     const auto options = at::TensorOptions().dtype(at::kInt);
     if (!m_limits.defined()) {
         m_limitsHost = at::empty({m_cache.layers(), 3}, options.pinned_memory(true));
@@ -162,6 +164,10 @@ std::optional<std::string> Branch::planStep() {
     }
     m_limits.copy_(m_limitsHost, true);
     return key;
+}
+
+bool Branch::readsEntries() const {
+    return m_evict && (m_policy->schedule().everySteps > 0 || (m_needs.decodeSums && m_needs.sum != RowSum::attention));
 }
 
 void Branch::replayed(KvCache& cache) {

@@ -54,6 +54,7 @@ private:
     void afterAttention(const LayerView& view, KvCache& cache) override;
     bool choosesEntries() const override { return m_policy->kind() == PolicyKind::attend; }
     std::optional<at::Tensor> attend(const LayerView& view) override;
+    bool readsEntries() const override;
     void replayed(KvCache& cache) override;
     std::optional<std::string> planStep();
     void takeGone();

@@ -5,8 +5,8 @@
 
 namespace keepsight {
 
-bool DecodeGraph::serves(const Model& model, const KvCache& cache) {
-    return model.device().is_cuda() && !cache.quantized();
+bool DecodeGraph::serves(const Model& model) {
+    return model.device().is_cuda();
 }
 
 DecodeGraph::Recorded& DecodeGraph::recorded(const std::string& key) {
@@ -30,16 +30,12 @@ at::Tensor DecodeGraph::step(const Model& model, KvCache& cache, TokenId id, Pos
     }
     m_id.fill_(id);
     m_position.fill_(position);
-    for (int l = 0; l < cache.layers(); ++l) {
-        const CacheLayer& layer = cache.layer(LayerIndex{l});
-        if (layer.maxHeld() >= layer.capacity()) cache.reserve(LayerIndex{l}, layer.maxHeld() + 64 + layer.maxHeld() / 8);
-    }
     const bool known = std::ranges::any_of(m_recorded, [&](const Recorded& r) { return r.key == key; });
     Recorded& r = recorded(key);
     if (!known) {
         r.logits = model.step(m_id, m_position, cache, observer);
     } else if (r.graph && r.layout == cache.layout()) {
-        cache.countReplayed(1);
+        cache.countReplayed();
         if (observer) observer->replayed(cache);
         r.graph->replay();
     } else {

@@ -8,9 +8,8 @@ namespace keepsight {
 
 class DecodeGraph {
 public:
-    // Does such a cache decode without the host between its layers? (Quantized ones do not, nor does the CPU.)
-    static bool serves(const Model& model, const KvCache& cache);
-    // Appends `id` at `position` and gives its logits [vocab] fp32 on the CPU. Steps with the same key launch the same work: the first one runs as it
+    static bool serves(const Model& model); // where it runs
+    // Appends `id` at `position`, where KvCache::nextStep() made room, and gives its logits [vocab] fp32 on the CPU. Steps with the same key launch the same work: the first one runs as it
     // is and the second is recorded; after the cache has moved (it grew) the next one is recorded anew. observer: called when a step runs or is
     // recorded; of a replay it is told. Its tensors are filled at every one.
     at::Tensor step(const Model& model, KvCache& cache, TokenId id, Position position, LayerObserver* observer, const std::string& key);

@@ -176,6 +176,7 @@ void registerComposite(torch::Library& library) {
     add("compact_entries", compactEntriesComposite);
     add("append_entries", appendEntriesComposite);
     registerQuantComposite(library);
+    registerPackedComposite(library);
 }
 
 } // namespace keepsight::ops

@@ -1,34 +1,20 @@
 // The operators on the CPU: tensors become pointers, sizes and strides for kernels/cpu.
+#include "kernels/bind/cpu.h"
+
 #include "kernels/bind/checks.h"
 #include "kernels/bind/implementations.h"
-#include "kernels/cpu_kernels.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linear.h>
 #include <algorithm>
-#include <new>
 
 namespace keepsight::ops {
 namespace {
 
 constexpr int64_t DirectRows = 24, DirectRowsBf16 = 16; // up to this many rows of x the weights are used as stored
 constexpr int64_t ChunkBytes = 8 << 20; // of weights written out at a time for a matrix product: stays in the last-level cache
-
-Element elementOf(const at::Tensor& tensor) { return tensor.scalar_type() == at::kFloat ? Element::f32 : Element::bf16; }
-
-// Threads that did not start torch take its number of threads here; memory that cannot be had is said in our words.
-template <class Call>
-void onCpu(const char* op, Call&& call) {
-    at::get_num_threads();
-    try {
-        call(cpuKernels());
-    } catch (const std::bad_alloc&) {
-        throw EngineError(std::string(op) + ": not enough memory for its scratch space; use a shorter text or a smaller model.");
-    }
-}
 
 StoredMatrix matrixOf(const at::Tensor& packed, int64_t weightType, int64_t columns) {
     return {packed.const_data_ptr<uint8_t>(), static_cast<Stored>(weightType), packed.size(0), columns, packed.size(1)};
@@ -127,8 +113,6 @@ at::Tensor siluMulCpu(const at::Tensor& xIn) {
     return y;
 }
 
-at::Tensor rowsDense(const at::Tensor& x) { return x.stride(-1) == 1 ? x : x.contiguous(); }
-
 at::Tensor ropeCpu(const at::Tensor& xIn, const at::Tensor& positionsIn, const at::Tensor& inverseFrequencies, double sign) {
     const at::Tensor x = rowsDense(xIn), positions = positionsIn.contiguous(), frequencies = inverseFrequencies.contiguous();
     at::Tensor y = at::empty(x.sizes(), x.options());
@@ -178,13 +162,7 @@ at::Tensor attentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tens
     AttentionArgs& args = input.args;
     at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options());
     args.out = out.data_ptr();
-    if (columnSum) args.columnSum = columnSum->data_ptr<float>();
-    if (lastRows) args.lastRows = lastRows->data_ptr<float>(), args.lastCount = lastRows->size(1);
-    if (map) {
-        args.map = map->data_ptr<float>();
-        args.mapHeads = map->size(0), args.mapRows = map->size(1), args.mapColumns = map->size(2);
-        args.mapRowBegin = rowBegin, args.rowBin = rowBin, args.columnBin = colBin;
-    }
+    collect(args, columnSum, lastRows, map, rowBegin, rowBin, colBin);
     onCpu("attention", [&](const CpuKernels& kernels) { kernels.attention(args); });
     return out;
 }
@@ -301,6 +279,7 @@ void registerCpu(torch::Library& library) {
     add("compact_entries", compactEntriesCpu);
     add("append_entries", appendEntriesCpu);
     registerQuantCpu(library);
+    registerPackedCpu(library);
 }
 
 } // namespace keepsight::ops

@@ -30,4 +30,8 @@ void defineQuantOperators(torch::Library& library); // the three above call thes
 void registerQuantCpu(torch::Library& library);
 void registerQuantComposite(torch::Library& library);
 
+void definePackedOperators(torch::Library& library); // for packed.cpp, likewise
+void registerPackedCpu(torch::Library& library);
+void registerPackedComposite(torch::Library& library);
+
 } // namespace keepsight::ops

@@ -1,6 +1,7 @@
 #include "kernels/bind/device_graph.h"
 #include "kernels/bind/ops.h"
 
+#include <c10/core/Device.h>
 #include <dlfcn.h>
 #include <filesystem>
 #include <mutex>
@@ -39,6 +40,14 @@ std::unique_ptr<DeviceGraph> recordGraph(const std::function<void()>& work) {
     if (!loadCuda()) return nullptr;
     static const auto record = reinterpret_cast<Record*>(dlsym(plugIn, "keepsightRecordGraph"));
     return std::unique_ptr<DeviceGraph>(record ? record(work) : nullptr);
+}
+
+std::optional<std::int64_t> freeMemory(at::Device device) {
+    using Free = std::int64_t(int);
+    if (!device.is_cuda() || !loadCuda()) return std::nullopt;
+    static const auto free = reinterpret_cast<Free*>(dlsym(plugIn, "keepsightFreeMemory"));
+    const std::int64_t bytes = free ? free(device.has_index() ? device.index() : 0) : -1;
+    return bytes < 0 ? std::nullopt : std::optional(bytes);
 }
 
 } // namespace keepsight::ops

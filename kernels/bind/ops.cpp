@@ -103,6 +103,7 @@ void defineOperators(torch::Library& m) {
     m.def("soft_vote(Tensor queries, Tensor keys, Tensor lengths, int begin, int newest, float scale) -> Tensor");
     m.def("drop_lowest(Tensor? scores, Tensor(a!) lengths, Tensor limits, Tensor(b!)[] moved) -> Tensor");
     defineQuantOperators(m);
+    definePackedOperators(m);
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t inFeatures, const OptionalTensor& bias) {

@@ -118,5 +118,7 @@ at::Tensor drop_lowest(const std::optional<at::Tensor>& scores, at::Tensor& leng
 
 // Loads libkeepsight_cuda.so from beside the program once; false (and why) if there is no driver, no plug-in or it does not load.
 bool loadCuda(std::string* why = nullptr);
+// Bytes that can still be allocated on a device, what the allocator holds unused among them; nullopt: not known (no plug-in, the CPU).
+std::optional<std::int64_t> freeMemory(at::Device device);
 
 } // namespace keepsight::ops

@@ -3,6 +3,8 @@
 
 #include "kernels/bind/checks.h"
 #include "kernels/bind/implementations.h"
+#include "kernels/bind/ops.h"
+#include "kernels/bind/quantize.h"
 #include "kernels/cpu_kernels.h"
 
 #include <ATen/ATen.h>
@@ -63,6 +65,14 @@ void dequantizeEntriesComposite(at::Tensor& out, const at::Tensor& codes, int64_
     }
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> packGroupsComposite(const at::Tensor& x, int64_t bits, int64_t group, double leastScale) {
+    const int b = static_cast<int>(bits);
+    const at::Tensor grouped = x.unflatten(2, {x.size(2) / group, group}); // [H, S, D/g, g]
+    const auto [low, high] = at::aminmax(grouped, -1, true);
+    const Affine a = affine(low, high, b, leastScale);
+    return {pack_codes(codes(grouped, a.scale, a.zero, b).flatten(2), bits), a.scale.squeeze(-1), a.zero.squeeze(-1)};
+}
+
 void dequantizeEntriesCpu(at::Tensor& out, const at::Tensor& codesIn, int64_t bits, const at::Tensor& scaleIn, const at::Tensor& zeroIn,
                           const OptionalTensor& ends, const OptionalTensor& levels, at::IntArrayRef counts, at::IntArrayRef offsets) {
     const bool direct = out.scalar_type() == at::kFloat || out.scalar_type() == at::kBFloat16;
@@ -85,6 +95,37 @@ void dequantizeEntriesCpu(at::Tensor& out, const at::Tensor& codesIn, int64_t bi
 }
 
 } // namespace
+
+constexpr double LargestHalf = 65504;
+
+at::Tensor exact(const at::Tensor& x, at::ScalarType type) {
+    return type == at::kHalf ? x.clamp(-LargestHalf, LargestHalf).to(type) : x.to(type);
+}
+
+Affine affine(const at::Tensor& low, const at::Tensor& high, int bits, double leastScale) {
+    const at::Tensor steps =
+        at::full({1}, (1 << bits) - 1, low.options()); // not a number: CUDA would multiply by its inverse, and round otherwise than the CPU
+    at::Tensor scale = (high - low).div_(steps);
+    return {scale.clamp_(leastScale, LargestHalf).to(at::kHalf), exact(low, at::kHalf)};
+}
+
+at::Tensor codes(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero, int bits) {
+    at::Tensor step = scale.to(at::kFloat);
+    step.masked_fill_(step == 0, 1); // a constant group: every code decodes to the zero
+    return (x - zero.to(at::kFloat)).div_(step).round_().clamp_(0, (1 << bits) - 1).to(at::kByte);
+}
+
+PackedRows pack_groups(const at::Tensor& x, int64_t bits, int64_t group, double leastScale) {
+    constexpr auto op = "pack_groups";
+    checkBits(op, bits);
+    checkShape(op, "x", x, {Any, Any, Any});
+    checkType(op, "x", x, at::kFloat);
+    if (group < 1 || x.size(2) % group != 0) refuse(op, "group", "a divisor of the head size " + std::to_string(x.size(2)), std::to_string(group));
+    static const auto typed =
+        c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::pack_groups", "").typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, int64_t, int64_t, double)>();
+    const auto [codes, scale, zero] = typed.call(x, bits, group, leastScale);
+    return {codes, scale, zero};
+}
 
 at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
     checkBits("pack_codes", bits);
@@ -155,10 +196,12 @@ void defineQuantOperators(torch::Library& m) {
     m.def(
         "dequantize_entries(Tensor(a!) out, Tensor codes, int bits, Tensor scale, Tensor zero, Tensor? ends, Tensor? levels, int[] counts, "
         "int[] offsets) -> ()");
+    m.def("pack_groups(Tensor x, int bits, int group, float least_scale) -> (Tensor, Tensor, Tensor)");
 }
 void registerQuantCpu(torch::Library& m) { m.impl("dequantize_entries", torch::dispatch(c10::DispatchKey::CPU, dequantizeEntriesCpu)); }
 void registerQuantComposite(torch::Library& m) {
     m.impl("dequantize_entries", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, dequantizeEntriesComposite));
+    m.impl("pack_groups", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, packGroupsComposite));
 }
 
 } // namespace keepsight::ops

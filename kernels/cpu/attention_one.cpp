@@ -1,77 +1,21 @@
 // Attention of one query (a decode step): memory-bound, so every key and value is read once for all G query heads of its KV head.
-// A task is (KV head, split of the entries); it keeps max, sum and weighted values of its split, which are then combined in order.
-// Splits do not depend on the threads, so neither do the results.
-#include "kernels/cpu/attention_stats.h"
-#include "kernels/cpu/attention_tiles.h"
+#include "kernels/cpu/attention_splits.h"
 #include "kernels/cpu/isa.h"
 
 namespace keepsight::KEEPSIGHT_ISA {
 
 void attentionOne(const AttentionArgs& args) {
-    const std::int64_t group = args.queryHeads / args.kvHeads, width = roundUp(args.dim, Lanes);
+    const std::int64_t width = roundUp(args.dim, Lanes);
     Buffer<std::int64_t> seen(args.kvHeads);
     const std::int64_t splits = splitsOf(args, seen.data());
-    const bool wantWeights = args.columnSum || args.lastRows || args.map;
-    const std::int64_t length = splits * Split, heads = args.queryHeads;
-    Buffer<float> q(heads * width), weights(wantWeights ? heads * length : 0), tops(heads * splits), sums(heads * splits),
-        outs(heads * splits * width);
-    Buffer<float> scratch(omp_get_max_threads() * (group * Split + Tile * width));
-    Buffer<std::int64_t> ends(args.map ? args.kvHeads * args.mapColumns : 0);
-    scaledQueries(args, args.scale * Log2E, width, q.data());
-
-#pragma omp parallel
-    {
-        float* mine = scratch.data() + omp_get_thread_num() * (group * Split + Tile * width);
-        float* buffer = mine + group * Split;
-#pragma omp for schedule(static)
-        for (std::int64_t task = 0; task < args.kvHeads * splits; ++task) {
-            const std::int64_t h = task / splits, split = task % splits, first = split * Split, count = least(Split, seen[h] - first);
-            if (count <= 0) continue;
-            float* scores = wantWeights ? weights.data() + h * group * length + first : mine;
-            const std::int64_t stride = wantWeights ? length : Split;
-            splitScores(args, args.k, h, first, count, q.data(), width, buffer, scores, stride);
-            for (std::int64_t g = 0; g < group; ++g) {
-                const std::int64_t place = (h * group + g) * splits + split;
-                sums[place] = exponentials(scores + g * stride, count, count, tops[place]);
-            }
-            if (args.out) splitValues(args, h, first, count, scores, stride, width, buffer, outs.data() + (h * splits + split) * group * width); // [KV head, split, group, width]
-        }
-#pragma omp for schedule(static)
-        for (std::int64_t head = 0; head < heads; ++head) {
-            const std::int64_t h = head / group, g = head % group, used = (seen[h] + Split - 1) / Split;
-            float* top = tops.data() + head * splits;
-            splitFactors(top, sums.data() + head * splits, used);
-            if (args.out) {
-                float* sumOf = q.data() + head * width; // this head's query is no longer needed
-                combineSplits(top, outs.data() + (h * splits * group + g) * width, group * width, used, width, sumOf);
-                fromFp32(sumOf, args.dim, at(args.out, args.element, head * args.dim), args.element);
-            }
-            if (!wantWeights) continue;
-            float* row = weights.data() + head * length;
-            for (std::int64_t t = 0; t < seen[h]; ++t)
-                row[t] *= top[t / Split];
-            if (args.columnSum)
-                for (std::int64_t t = 0; t < seen[h]; ++t)
-                    args.columnSum[head * args.capacity + t] += row[t];
-            if (args.lastRows && args.lastCount) {
-                std::memcpy(args.lastRows + head * args.capacity, row, static_cast<std::size_t>(seen[h]) * 4);
-                std::memset(args.lastRows + head * args.capacity + seen[h], 0, static_cast<std::size_t>(args.capacity - seen[h]) * 4);
-            }
-        }
-    }
-
-    if (!args.map) return;
-    const std::int64_t mapRowIndex = mapRow(args, 0);
-    if (mapRowIndex < 0) return;
-    for (std::int64_t h = 0; h < args.kvHeads; ++h) {
-        columnEnds(args, h, ends.data());
-        const bool mean = args.mapHeads == args.kvHeads;
-        for (std::int64_t g = 0; g < group; ++g) {
-            const std::int64_t mapHead = mean ? h : h * group + g;
-            addToMap(weights.data() + (h * group + g) * length, seen[h], ends.data(), args.mapColumns,
-                     mean ? 1.f / static_cast<float>(group) : 1.f, args.map + (mapHead * args.mapRows + mapRowIndex) * args.mapColumns);
-        }
-    }
+    attendInSplits(
+        args, seen.data(), splits, Tile * width,
+        [&](std::int64_t h, std::int64_t first, std::int64_t count, const float* q, float* scratch, float* to, std::int64_t stride) {
+            splitScores(args, args.k, h, first, count, q, width, scratch, to, stride);
+        },
+        [&](std::int64_t h, std::int64_t first, std::int64_t count, const float* weights, std::int64_t stride, float* scratch, float* to) {
+            splitValues(args, args.v, h, first, count, weights, stride, width, scratch, to);
+        });
 }
 
 } // namespace keepsight::KEEPSIGHT_ISA

@@ -97,7 +97,7 @@ KEEPSIGHT_INLINE void scaledQueries(const AttentionArgs& args, float factor, std
     }
 }
 
-// Rows of keys or values [first, first + count) of a KV head times the vector of each of its query heads: scores[g · stride + t].
+// Rows of keys or values [first, first + count) of a KV head times a vector of each of its query heads, [G, width]: scores[g · stride + t].
 inline void splitScores(const AttentionArgs& args, const Rows& rows, std::int64_t h, std::int64_t first, std::int64_t count, const float* vectors, std::int64_t width,
                         float* buffer, float* scores, std::int64_t stride) {
     const std::int64_t group = args.queryHeads / args.kvHeads;
@@ -106,19 +106,18 @@ inline void splitScores(const AttentionArgs& args, const Rows& rows, std::int64_
         std::int64_t row;
         const float* k = tileRows(rows, args.element, h, first + t, n, args.dim, width, buffer, row);
         for (std::int64_t g = 0; g < group; g += 4)
-            scoresOf[least(4, group - g)](k, row, n, vectors + (h * group + g) * width, width, scores + g * stride + t, stride);
+            scoresOf[least(4, group - g)](k, row, n, vectors + g * width, width, scores + g * stride + t, stride);
     }
 }
 
-// out[g · width]: Σ weights[g · stride + t] · v over these entries.
-inline void splitValues(const AttentionArgs& args, std::int64_t h, std::int64_t first, std::int64_t count, const float* weights, std::int64_t stride, std::int64_t width,
+// out[g · width] += Σ weights[g · stride + t] · v over these rows.
+inline void splitValues(const AttentionArgs& args, const Rows& rows, std::int64_t h, std::int64_t first, std::int64_t count, const float* weights, std::int64_t stride, std::int64_t width,
                         float* buffer, float* out) {
     const std::int64_t group = args.queryHeads / args.kvHeads;
-    std::memset(out, 0, static_cast<std::size_t>(group * width) * 4);
     for (std::int64_t t = 0; t < count; t += Tile) {
         const std::int64_t n = least(Tile, count - t);
         std::int64_t row;
-        const float* v = tileRows(args.v, args.element, h, first + t, n, args.dim, width, buffer, row);
+        const float* v = tileRows(rows, args.element, h, first + t, n, args.dim, width, buffer, row);
         for (std::int64_t g = 0; g < group; g += 4)
             valuesOf[least(4, group - g)](v, row, n, weights + g * stride + t, stride, out + g * width, width);
     }

@@ -11,6 +11,7 @@ void linear(const LinearArgs& args);
 void dequantize(const DequantizeArgs& args);
 void attention(const AttentionArgs& args);
 void attentionOne(const AttentionArgs& args); // queries == 1
+void packedAttention(const PackedAttentionArgs& args);
 void outputChangeOne(const OutputChangeArgs& args);
 void rmsNorm(const RmsNormArgs& args);
 void siluMul(const SiluMulArgs& args);

@@ -48,14 +48,16 @@ void outputChangeOne(const OutputChangeArgs& given) {
             const std::int64_t h = task / splits, split = task % splits, first = split * Split, count = least(Split, seen[h] - first);
             if (count <= 0) continue;
             float *logit = logits.data() + h * group * length + first, *weight = weights.data() + h * group * length + first;
-            splitScores(args, args.k, h, first, count, q.data(), width, buffer, logit, length);
+            splitScores(args, args.k, h, first, count, q.data() + h * group * width, width, buffer, logit, length);
             for (std::int64_t g = 0; g < group; ++g) {
                 for (std::int64_t t = 0; t < count; ++t)
                     weight[g * length + t] = logit[g * length + t] * Log2E;
                 const std::int64_t place = (h * group + g) * splits + split;
                 sums[place] = exponentials(weight + g * length, count, count, tops[place]);
             }
-            splitValues(args, h, first, count, weight, length, width, buffer, outs.data() + (h * splits + split) * group * width); // [KV head, split, group, width]
+            float* out = outs.data() + (h * splits + split) * group * width; // [KV head, split, group, width]
+            std::memset(out, 0, static_cast<std::size_t>(group * width) * 4);
+            splitValues(args, args.v, h, first, count, weight, length, width, buffer, out);
         }
 #pragma omp for schedule(static)
         for (std::int64_t head = 0; head < heads; ++head) { // the splits' factors, and the output in the query's place

@@ -6,7 +6,7 @@
 namespace keepsight::KEEPSIGHT_ISA {
 
 extern const CpuKernels table;
-const CpuKernels table{KEEPSIGHT_TEXT(KEEPSIGHT_ISA), linear, dequantize, attention, outputChangeOne, rmsNorm, siluMul, rope, moveEntries, appendEntries,
+const CpuKernels table{KEEPSIGHT_TEXT(KEEPSIGHT_ISA), linear, dequantize, attention, packedAttention, outputChangeOne, rmsNorm, siluMul, rope, moveEntries, appendEntries,
                         dequantizeEntries};
 
 } // namespace keepsight::KEEPSIGHT_ISA

@@ -2,20 +2,16 @@
 //
 // A fixed grid; its blocks take equal shares of all heads' tiles (flatten.cuh), so ragged heads cost what their entries cost. A walk is a
 // KV head seen by up to 8 of its query heads: keys and values are read once for all of them (tile.cuh). A block's warps take every nth tile
-// of its share and add up in shared memory; a walk shared by several blocks is put together by the one that finishes last, slice by slice
-// in their order, so runs repeat bit for bit. Visible entries are a prefix: positions ascend.
+// of its share; what they leave is added up by decode_walks.cuh. Visible entries are a prefix: positions ascend.
+#include "kernels/cuda/decode_walks.cuh"
 #include "kernels/cuda/overlap.cuh"
-#include "kernels/cuda/tile.cuh"
 
 #include <algorithm>
-#include <cfloat>
 
 namespace keepsight::cuda {
 namespace {
 
-constexpr float Log2E = 1.4426950408889634f;
-constexpr int Ring = 2, MaxWarps = 8,
-              Waiting = 2; // tiles a warp holds; warps of a block, fewer where shared memory is short; heads in hand
+constexpr int Ring = 2; // tiles a warp holds
 
 // Entries that the query sees of a head whose last one, of n, lies behind it. By a whole warp, uniform.
 __device__ int visibleEntries(const std::int32_t* positions, int n, int now) {
@@ -31,71 +27,12 @@ __device__ int visibleEntries(const std::int32_t* positions, int n, int now) {
     return low;
 }
 
-// Slices of a walk, in `count` slots from `slot` on, put together. shared: [queryHeads, count] float2.
-template <class T, int Dim>
-__device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Walk& w, std::int64_t slot, int count, float2* shared) {
-    constexpr int Together = 10; // loads in flight
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll 1
-    for (int g = static_cast<int>(threadIdx.x) / 32; g < w.queryHeads; g += static_cast<int>(blockDim.x) / 32) {
-        float2* mine = shared + g * count;
-        float top = -FLT_MAX, sum = 0;
-#pragma unroll 1
-        for (int i = lane; i < count; i += 32) {
-            mine[i] = __ldcg(&s.parts[(slot + i) * TileHeads + g]);
-            top = fmaxf(top, mine[i].x);
-        }
-#pragma unroll 1
-        for (int step = 16; step > 0; step /= 2)
-            top = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
-#pragma unroll 1
-        for (int i = lane; i < count; i += 32) {
-            mine[i].x = power2(mine[i].x - top);
-            sum += mine[i].y * mine[i].x;
-        }
-#pragma unroll 1
-        for (int step = 16; step > 0; step /= 2)
-            sum += __shfl_xor_sync(EveryLane, sum, step);
-        const float scale = sum > 0 ? 1 / sum : 0.0f; // nothing visible: 0
-#pragma unroll 1
-        for (int i = lane; i < count; i += 32)
-            mine[i].x *= scale;
-        if (lane == 0 && s.logSums) s.logSums[w.queryHead + g] = top + log2f(sum);
-    }
-    __syncthreads();
-    T* out = static_cast<T*>(a.out) + static_cast<std::int64_t>(w.queryHead) * Dim;
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += static_cast<int>(blockDim.x)) {
-        const int g = i / (Dim / 2), d = i % (Dim / 2) * 2;
-        const float* from = s.outputs + (slot * TileHeads + g) * Dim + d;
-        float2 o = make_float2(0, 0);
-#pragma unroll 1
-        for (int k = 0; k < count; k += Together) {
-            float2 x[Together];
-#pragma unroll
-            for (int j = 0; j < Together; ++j)
-                x[j] = __ldcg(reinterpret_cast<const float2*>(from + static_cast<std::int64_t>(min(k + j, count - 1)) * TileHeads * Dim));
-#pragma unroll
-            for (int j = 0; j < Together; ++j) {
-                const float weight = k + j < count ? shared[g * count + k + j].x : 0.0f;
-                o.x += weight * x[j].x, o.y += weight * x[j].y;
-            }
-        }
-        out[g * Dim + d] = narrow<T>(o.x), out[g * Dim + d + 1] = narrow<T>(o.y);
-    }
-}
-
 template <class T, int Dim>
 struct DecodeShared { // sizes of the parts of a block's shared memory
-    static constexpr int Queries = TileScores<T, Dim, 1>::SharedFloats, Weights = TileOutputs<T, Dim>::SharedFloats,
-                         Outputs = OutputPlace<Dim>::Floats;
+    static constexpr int Queries = TileScores<T, Dim, 1>::SharedFloats, Weights = TileOutputs<T, Dim>::SharedFloats;
     static constexpr int RingBytes = Ring * TileStream<T, Dim, Ring, true>::Stage;
-    __host__ __device__ static int outputBytes(int warps, int blocks) { // of all warps; combine() uses the place, too
-        const int outputs = Waiting * warps * Outputs * 4, slices = TileHeads * blocks * 8;
-        return outputs > slices ? outputs : slices;
-    }
     static std::size_t bytes(int warps, int kvHeads, int walks, int blocks) {
-        return static_cast<std::size_t>(warps * (RingBytes + (Weights + Waiting * TileHeads * 2) * 4) + outputBytes(warps, blocks) +
+        return static_cast<std::size_t>(warps * (RingBytes + (Weights + Waiting * TileHeads * 2) * 4) + DecodeWalks<T, Dim>::outputBytes(warps, blocks) +
                                         (Queries + kvHeads + 3 * walks + 2 + Waiting) * 4);
     }
 };
@@ -107,10 +44,10 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
     using Sizes = DecodeShared<T, Dim>;
     using KeyTile = Tile<T, Dim>;
     const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
-    const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4, threads = static_cast<int>(blockDim.x);
+    const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
     float* allOutputs = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes);
     float* weights =
-        reinterpret_cast<float*>(shared + warps * Sizes::RingBytes + Sizes::outputBytes(warps, static_cast<int>(gridDim.x))); // [warps, …]
+        reinterpret_cast<float*>(shared + warps * Sizes::RingBytes + DecodeWalks<T, Dim>::outputBytes(warps, static_cast<int>(gridDim.x))); // [warps, …]
     float2* tops = reinterpret_cast<float2*>(weights + warps * Sizes::Weights); // [Waiting, warps, 8] (max, sum)
     float* queries = reinterpret_cast<float*>(tops + Waiting * warps * TileHeads);
     int* held = reinterpret_cast<int*>(queries + Sizes::Queries); // [kvHeads]
@@ -128,23 +65,11 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
     __syncthreads();
     const int tiles = first[walks], blocks = blocksFor(first, walks, warps, static_cast<int>(gridDim.x)),
               block = static_cast<int>(blockIdx.x);
-#pragma unroll 1
-    for (int walk = block; walk < walks; walk += static_cast<int>(gridDim.x))
-        if (first[walk] == first[walk + 1]) { // an empty head: 0
-            const Walk w(group, parts, walk);
-#pragma unroll 1
-            for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * Dim; i += threads)
-                static_cast<T*>(a.out)[static_cast<std::int64_t>(w.queryHead) * Dim + i] = narrow<T>(0);
-            if (threadIdx.x == 0 && s.visible) s.visible[w.head] = 0;
-        }
+    const DecodeWalks<T, Dim> share{a, s, group, parts, warps, block, allOutputs, tops, last, takers};
+    share.clearEmpty(first, walks);
     if (block >= blocks) return;
+    share.findTakers(first, walks, blocks);
 
-#pragma unroll 1
-    for (int walk = static_cast<int>(threadIdx.x); walk < walks; walk += threads)
-        if (first[walk] < first[walk + 1]) {
-            const int from = blockOfTile(first[walk], tiles, blocks);
-            takers[walk] = make_int2(from, blockOfTile(first[walk + 1] - 1, tiles, blocks) - from + 1);
-        }
     const float scale = a.scale * Log2E;
     TileScores<T, Dim, 1> scores;
     TileOutputs<T, Dim> outputs;
@@ -170,62 +95,6 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
         const Walk w(group, parts, of);
         scores.readQueries(static_cast<const T*>(a.q.data) + w.queryHead * a.q.head, a.q.head, w.queryHeads, queries);
         allSeen = a.positions[w.head * a.capacity + held[w.head] - 1] <= now;
-    };
-    // Adds up the warps' outputs of the walks in hand; whoever is last to add to a walk puts it together.
-    const auto finish = [&](const int(&done)[Waiting], int count) {
-        __syncthreads();
-#pragma unroll 1
-        for (int j = 0; j < count; ++j) {
-            const Walk w(group, parts, done[j]);
-            const bool whole = takers[done[j]].y == 1;
-            const std::int64_t slot = block + done[j];
-            const float2* top0 = tops + j * warps * TileHeads;
-            const float* from = allOutputs + j * warps * Sizes::Outputs;
-#pragma unroll 1
-            for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += threads) {
-                const int g = i / (Dim / 2), d = i % (Dim / 2) * 2;
-                float2 part[MaxWarps], x[MaxWarps], o = make_float2(0, 0);
-                float top = -FLT_MAX, sum = 0;
-#pragma unroll
-                for (int k = 0; k < MaxWarps; ++k) {
-                    part[k] = k < warps ? top0[k * TileHeads + g] : make_float2(-FLT_MAX, 0);
-                    x[k] = k < warps ? *reinterpret_cast<const float2*>(from + k * Sizes::Outputs + OutputPlace<Dim>::of(g, d))
-                                     : make_float2(0, 0);
-                    top = fmaxf(top, part[k].x);
-                }
-#pragma unroll
-                for (int k = 0; k < MaxWarps; ++k) {
-                    const float shrink = power2(part[k].x - top);
-                    sum += part[k].y * shrink;
-                    o.x += x[k].x * shrink, o.y += x[k].y * shrink;
-                }
-                if (whole) {
-                    T* out = static_cast<T*>(a.out) + static_cast<std::int64_t>(w.queryHead + g) * Dim + d;
-                    const float scaleOut = sum > 0 ? 1 / sum : 0.0f; // nothing visible: 0
-                    out[0] = narrow<T>(o.x * scaleOut), out[1] = narrow<T>(o.y * scaleOut);
-                    if (d == 0 && s.logSums) s.logSums[w.queryHead + g] = top + log2f(sum);
-                } else {
-                    __stcg(reinterpret_cast<float2*>(s.outputs + (slot * TileHeads + g) * Dim + d), o);
-                    if (d == 0) __stcg(&s.parts[slot * TileHeads + g], make_float2(top, sum));
-                }
-            }
-        }
-        __threadfence();
-        __syncthreads();
-        if (static_cast<int>(threadIdx.x) < count) {
-            const int walk = done[threadIdx.x], slices = takers[walk].y;
-            last[threadIdx.x] = slices > 1 && atomicAdd(&s.arrived[walk], 1u) == static_cast<unsigned>(slices - 1);
-        }
-        __syncthreads();
-#pragma unroll 1
-        for (int j = 0; j < count; ++j)
-            if (last[j]) {
-                __threadfence();
-                const int2 taker = takers[done[j]];
-                combine<T, Dim>(a, s, Walk(group, parts, done[j]), taker.x + done[j], taker.y, reinterpret_cast<float2*>(allOutputs));
-                __syncthreads();
-            }
-        __syncthreads(); // shared memory is used again
     };
     int waiting = 0, waitingWalk[Waiting] = {};
     readAhead(walk);
@@ -279,14 +148,14 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
 #pragma unroll
         for (int step = 4; step < 32; step *= 2)
             sum0 += __shfl_xor_sync(EveryLane, sum0, step), sum1 += __shfl_xor_sync(EveryLane, sum1, step);
-        outputs.store(allOutputs + (waiting * warps + warp) * Sizes::Outputs, w.queryHeads);
+        outputs.store(allOutputs + (waiting * warps + warp) * share.Outputs, w.queryHeads);
         float2* mine = tops + (waiting * warps + warp) * TileHeads;
         if (r == 0) mine[2 * c] = make_float2(top0, sum0), mine[2 * c + 1] = make_float2(top1, sum1);
         // Most blocks see one head or two: what waits is added up at the end, when no tile is missed meanwhile.
         waitingWalk[waiting++] = walk;
         begin = stop, walk = after;
         if (waiting == Waiting || begin == end) {
-            finish(waitingWalk, waiting);
+            share.finish(waitingWalk, waiting);
             waiting = 0;
         }
     }
@@ -326,14 +195,18 @@ cudaError_t launch(const AttentionArgs& args, const DecodeScratch& scratch, cons
         return error;
     kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(warps * 32), bytes, stream>>>(args, scratch);
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess || !scratch.scores) return error;
-    const dim3 grid(static_cast<unsigned>((args.capacity + 1023) / 1024), static_cast<unsigned>(args.queryHeads));
-    decode_weights_kernel<<<grid, 256, 0, stream>>>(args, scratch);
-    return cudaGetLastError();
+    return launchDecodeWeights(args, scratch, stream);
 }
 
 } // namespace
 
 int decodeBlocks(const CudaDevice& device) { return device.multiprocessors; }
+
+cudaError_t launchDecodeWeights(const AttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream) {
+    const dim3 grid(static_cast<unsigned>((args.capacity + 1023) / 1024), static_cast<unsigned>(args.queryHeads));
+    decode_weights_kernel<<<grid, 256, 0, stream>>>(args, scratch);
+    return cudaGetLastError();
+}
 
 cudaError_t launchDecodeAttention(const AttentionArgs& args, CudaElement element, const DecodeScratch& scratch, const CudaDevice& device,
                                   cudaStream_t stream) {

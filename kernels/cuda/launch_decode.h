@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/launch.h"
 #include "kernels/decode.h"
+#include "kernels/packed.h"
 
 namespace keepsight::cuda {
 
@@ -16,5 +17,12 @@ cudaError_t launchBinRow(const BinRowArgs& args, cudaStream_t stream);
 bool takesAttentionSums(const AttentionSumsArgs& args, CudaElement element);
 cudaError_t launchAttentionSums(const AttentionSumsArgs& args, CudaElement element, cudaStream_t stream);
 double mapUnit(); // what 1 in a fixed-point map stands for
+
+// bf16 and fp16, head sizes 64 and 128, one query, keys and values in equally many bits, pointers and heads on 16-byte addresses. Scales by token
+// (groupTokens 1, dim / groups 32, 64 or 128), of keys also by channel (groups dim, groupTokens a multiple of 16). Others:
+// cudaErrorNotSupported. Scratch as for launchDecodeAttention(); args.attention.positions and lengths are not read.
+bool takesPackedAttention(const PackedAttentionArgs& args, CudaElement element);
+cudaError_t launchPackedAttention(const PackedAttentionArgs& args, CudaElement element, const DecodeScratch& scratch, const CudaDevice& device,
+                                  cudaStream_t stream);
 
 } // namespace keepsight::cuda

@@ -6,32 +6,9 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <torch/library.h>
 #include <algorithm>
-#include <array>
-#include <atomic>
-#include <mutex>
 
 namespace keepsight::cuda {
 namespace {
-
-const CudaDevice& deviceOf(const at::Tensor& t) {
-    static std::array<CudaDevice, 64> devices; // attributes do not change: a race writes the same values
-    static std::array<std::atomic<bool>, 64> known;
-    const auto index = static_cast<std::size_t>(t.get_device());
-    TORCH_CHECK(index < devices.size(), "keepsight: device number ", index, " is too large");
-    if (!known[index]) {
-        static std::mutex one;
-        const std::lock_guard lock(one);
-        CudaDevice found;
-        int major = 0, device = static_cast<int>(index);
-        check(cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, device), "device");
-        check(cudaDeviceGetAttribute(&found.sharedPerBlock, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
-        check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
-        found.clusters = major >= 9;
-        devices[index] = found;
-        known[index] = true;
-    }
-    return devices[index];
-}
 
 // Dense rows with every row at a multiple of 16 bytes, as the kernels that read whole tiles want it: a cache is so already, anything else is copied.
 at::Tensor inTiles(const at::Tensor& t) {
@@ -39,24 +16,6 @@ at::Tensor inTiles(const at::Tensor& t) {
     const bool fits = t.stride(2) == 1 && t.stride(0) * bytes % 16 == 0 && t.stride(1) * bytes % 16 == 0 && t.stride(1) * bytes < (std::int64_t{1} << 31) && reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % 16 == 0;
     return fits ? t : t.clone(at::MemoryFormat::Contiguous);
 }
-
-// Parts of one allocation, each at a multiple of 16 bytes.
-class Scratch {
-public:
-    template <class T> void add(T*& place, std::int64_t count) {
-        m_places.push_back({reinterpret_cast<void**>(&place), m_bytes});
-        m_bytes += (count * static_cast<std::int64_t>(sizeof(T)) + 15) / 16 * 16;
-    }
-    void allocate(const at::Tensor& like) {
-        m_memory = at::empty({m_bytes}, like.options().dtype(at::kByte));
-        for (const auto& [place, offset] : m_places) *place = static_cast<std::uint8_t*>(m_memory.mutable_data_ptr()) + offset;
-    }
-
-private:
-    std::vector<std::pair<void**, std::int64_t>> m_places;
-    std::int64_t m_bytes = 0;
-    at::Tensor m_memory;
-};
 
 std::int64_t entryBytes(const at::Tensor& t) {
     std::int64_t n = static_cast<std::int64_t>(t.element_size());
@@ -181,41 +140,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     a.queryPositions = queryPositions.const_data_ptr<std::int32_t>();
     a.scale = static_cast<float>(scale);
     a.out = out.mutable_data_ptr();
-    if (columnSum) a.columnSum = columnSum->mutable_data_ptr<float>();
-    at::Tensor weights; // of the one row: asked for, or what the map is made of
-    if (lastRows && lastRows->size(1) > 0)
-        weights = *lastRows;
-    else if (map)
-        weights = at::empty({q.size(0), 1, k.size(1)}, q.options().dtype(at::kFloat));
-    if (weights.defined()) a.lastRows = weights.mutable_data_ptr<float>(), a.lastCount = 1;
-    const CudaDevice& device = deviceOf(q);
-    const std::int64_t walks = walksOf(a.queryHeads, a.kvHeads), slots = decodeBlocks(device) + walks;
-    DecodeScratch s;
-    Scratch scratch;
-    scratch.add(s.outputs, slots * 8 * a.dim);
-    scratch.add(s.parts, slots * 8);
-    scratch.add(s.arrived, walks);
-    if (a.columnSum || a.lastRows) {
-        scratch.add(s.scores, a.queryHeads * a.capacity);
-        scratch.add(s.logSums, a.queryHeads);
-        scratch.add(s.visible, a.kvHeads);
-    }
-    scratch.allocate(q);
-    check(launchDecodeAttention(a, elementOf(q), s, device, stream()), "attention");
-    if (map) {
-        BinRowArgs b;
-        b.weights = a.lastRows;
-        b.positions = a.positions;
-        b.lengths = a.lengths;
-        b.queryPosition = a.queryPositions;
-        b.map = map->mutable_data_ptr<float>();
-        b.queryHeads = a.queryHeads;
-        b.kvHeads = a.kvHeads;
-        b.capacity = a.capacity;
-        b.mapHeads = map->size(0), b.mapRows = map->size(1), b.mapColumns = map->size(2);
-        b.mapRowBegin = mapRowBegin, b.rowBin = rowBin, b.columnBin = colBin;
-        check(launchBinRow(b, stream()), "attention");
-    }
+    decodeOne("attention", a, q, columnSum, lastRows, map, {mapRowBegin, rowBin, colBin},
+              [&](const DecodeScratch& s, const CudaDevice& device) { return launchDecodeAttention(a, elementOf(q), s, device, stream()); });
     return out;
 }
 

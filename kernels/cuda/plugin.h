@@ -1,13 +1,17 @@
 // What the plug-in's bindings share.
 #pragma once
 
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/launch_decode.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <array>
+#include <atomic>
+#include <mutex>
 #include <string>
+#include <vector>
 
 namespace keepsight::cuda {
 
@@ -33,9 +37,92 @@ inline CudaElement elementOf(const at::Tensor& t) {
 }
 
 // The operator's form in ATen calls, for what has no kernel here. Signature: the binding's own, decltype(matvec).
-template <class Signature, class... Arguments> at::Tensor composite(const char* operation, Arguments&&... arguments) {
+template <class Signature, class... Arguments> auto composite(const char* operation, Arguments&&... arguments) {
     const auto op = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("keepsight::") + operation).c_str(), "").typed<Signature>();
     return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), std::forward<Arguments>(arguments)...);
+}
+
+inline const CudaDevice& deviceOf(const at::Tensor& t) {
+    static std::array<CudaDevice, 64> devices; // attributes do not change: a race writes the same values
+    static std::array<std::atomic<bool>, 64> known;
+    const auto index = static_cast<std::size_t>(t.get_device());
+    TORCH_CHECK(index < devices.size(), "keepsight: device number ", index, " is too large");
+    if (!known[index]) {
+        static std::mutex one;
+        const std::lock_guard lock(one);
+        CudaDevice found;
+        int major = 0, device = static_cast<int>(index);
+        check(cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, device), "device");
+        check(cudaDeviceGetAttribute(&found.sharedPerBlock, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
+        check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
+        found.clusters = major >= 9;
+        devices[index] = found;
+        known[index] = true;
+    }
+    return devices[index];
+}
+
+// Parts of one allocation, each at a multiple of 16 bytes.
+class Scratch {
+public:
+    template <class T> void add(T*& place, std::int64_t count) {
+        m_places.push_back({reinterpret_cast<void**>(&place), m_bytes});
+        m_bytes += (count * static_cast<std::int64_t>(sizeof(T)) + 15) / 16 * 16;
+    }
+    void allocate(const at::Tensor& like) {
+        m_memory = at::empty({m_bytes}, like.options().dtype(at::kByte));
+        for (const auto& [place, offset] : m_places) *place = static_cast<std::uint8_t*>(m_memory.mutable_data_ptr()) + offset;
+    }
+
+private:
+    std::vector<std::pair<void**, std::int64_t>> m_places;
+    std::int64_t m_bytes = 0;
+    at::Tensor m_memory;
+};
+
+
+struct MapBins {
+    std::int64_t rowBegin = 0, row = 1, column = 1;
+};
+
+// One query's attention with its statistics, whatever the entries are stored as: launch(scratch, device) runs the kernel on `a`.
+template <class Launch>
+void decodeOne(const char* operation, AttentionArgs& a, const at::Tensor& q, const OptionalTensor& columnSum, const OptionalTensor& lastRows, const OptionalTensor& map,
+               const MapBins& bins, const Launch& launch) {
+    if (columnSum) a.columnSum = columnSum->mutable_data_ptr<float>();
+    at::Tensor weights; // of the one row: asked for, or what the map is made of
+    if (lastRows && lastRows->size(1) > 0)
+        weights = *lastRows;
+    else if (map)
+        weights = at::empty({a.queryHeads, 1, a.capacity}, q.options().dtype(at::kFloat));
+    if (weights.defined()) a.lastRows = weights.mutable_data_ptr<float>(), a.lastCount = 1;
+    const CudaDevice& device = deviceOf(q);
+    const std::int64_t walks = walksOf(a.queryHeads, a.kvHeads), slots = decodeBlocks(device) + walks;
+    DecodeScratch s;
+    Scratch scratch;
+    scratch.add(s.outputs, slots * 8 * a.dim);
+    scratch.add(s.parts, slots * 8);
+    scratch.add(s.arrived, walks);
+    if (a.columnSum || a.lastRows) {
+        scratch.add(s.scores, a.queryHeads * a.capacity);
+        scratch.add(s.logSums, a.queryHeads);
+        scratch.add(s.visible, a.kvHeads);
+    }
+    scratch.allocate(q);
+    check(launch(s, device), operation);
+    if (!map) return;
+    BinRowArgs b;
+    b.weights = a.lastRows;
+    b.positions = a.positions;
+    b.lengths = a.lengths;
+    b.queryPosition = a.queryPositions;
+    b.map = map->mutable_data_ptr<float>();
+    b.queryHeads = a.queryHeads;
+    b.kvHeads = a.kvHeads;
+    b.capacity = a.capacity;
+    b.mapHeads = map->size(0), b.mapRows = map->size(1), b.mapColumns = map->size(2);
+    b.mapRowBegin = bins.rowBegin, b.rowBin = bins.row, b.columnBin = bins.column;
+    check(launchBinRow(b, stream()), operation);
 }
 
 } // namespace keepsight::cuda

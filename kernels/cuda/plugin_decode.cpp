@@ -4,6 +4,7 @@
 #include "kernels/cuda/plugin.h"
 
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <torch/library.h>
 #include <atomic>
 
@@ -171,6 +172,16 @@ TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
 }
 
 } // namespace keepsight::cuda
+
+extern "C" __attribute__((visibility("default"))) std::int64_t keepsightFreeMemory(int device) {
+    at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
+    const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
+    std::size_t free = 0, total = 0;
+    if (cudaMemGetInfo(&free, &total) != cudaSuccess) return -1;
+    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    const auto all = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    return static_cast<std::int64_t>(free) + stats.reserved_bytes[all].current - stats.allocated_bytes[all].current;
+}
 
 extern "C" __attribute__((visibility("default"))) keepsight::ops::DeviceGraph* keepsightRecordGraph(const std::function<void()>& work) {
     return new keepsight::cuda::Graph(work);

@@ -4,8 +4,9 @@
 // Llama-3-8B shape: 32 query and 8 KV heads of 128, bf16, batch 1. Every run finds a cold L2: a buffer larger than it is written first, and
 // another one read, so that no written lines are left (--dirty: only written; what it left is then written back during the run). Median of
 // many, from device events. floor: the bytes that must be read, at this run's copy bandwidth.
-//   gpu_bench [--json FILE] [--dirty] [decode] [ragged] [statistics] [top_k] [vote]
+//   gpu_bench [--json FILE] [--dirty] [decode] [ragged] [packed] [statistics] [prefill] [top_k] [vote] [drop] [matvec]
 #include "kernels/bind/ops.h"
+#include "kernels/quant.h"
 
 #include <ATen/ATen.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -130,6 +131,71 @@ void ragged(Bench& bench) { // mean 10 % of 128k, max/mean 4; peer: the same num
     bench.row("decode attention, ragged 10 % of 131072; peer: ours, uniform", uneven.bytes(), uneven.attention(), {even.attention()});
 }
 
+// KIVI's layout: keys by channel in groups of 32 tokens, values by token in groups of 32 channels, the newest exact; and keys by token in groups of 64.
+void packed(Bench& bench) {
+    constexpr int64_t Tail = 128;
+    for (const int64_t context : {4096, 32768, 131072}) {
+        const Cache plain(context);
+        for (const int bits : {8, 4, 2})
+            for (const bool byChannel : {true, false}) {
+                const int64_t coded = context - Tail, group = byChannel ? 32 : 64;
+                const auto side = [&](bool channels) {
+                    ops::PackedSide s;
+                    s.codes = at::randint(0, 256, {KvHeads, coded, packedBytes(HeadSize, bits)}, on(at::kByte));
+                    s.bits = bits, s.groupTokens = channels ? group : 1;
+                    const int64_t rows = channels ? coded / group : coded, groups = channels ? HeadSize : HeadSize / group;
+                    s.scale = at::rand({KvHeads, rows, groups}, on(at::kHalf)) * 0.1, s.zero = at::randn({KvHeads, rows, groups}, on(at::kHalf)) * 0.1;
+                    s.tail = at::randn({KvHeads, Tail, HeadSize}, on(at::kBFloat16));
+                    s.counts = at::tensor({int64_t{0}, coded, Tail}, at::kInt).unsqueeze(1).expand({3, KvHeads}).contiguous().to(at::kCUDA);
+                    return s;
+                };
+                const ops::PackedSide keys = side(byChannel), values = side(false);
+                double bytes = 0;
+                for (const ops::PackedSide* s : {&keys, &values}) bytes += static_cast<double>(s->codes.nbytes() + s->scale.nbytes() + s->zero.nbytes() + s->tail.nbytes());
+                bench.row(std::to_string(bits) + "-bit decode attention, keys by " + (byChannel ? "channel, " : "token, ") + std::to_string(context) + "; peer: ours, bf16", bytes,
+                          [&] { ops::packed_attention(plain.q, keys, values, plain.positions, plain.lengths, plain.now, 0.0884); }, {plain.attention()});
+            }
+    }
+}
+
+// What a prompt's statistics cost beside its attention: column sums and maps of 256² bins; peer: cuDNN's forward alone, so "peer/" is the reverse of
+// what is added plus one.
+void prefill(Bench& bench) {
+    at::globalContext().setSDPUseCuDNN(true), at::globalContext().setSDPUseFlash(true);
+    for (const int64_t context : {16384, 32768}) {
+        const at::Tensor q = at::randn({QueryHeads, context, HeadSize}, on(at::kBFloat16)), k = at::randn({KvHeads, context, HeadSize}, on(at::kBFloat16)), v = at::randn_like(k);
+        const Work plain = [&] { ops::causal_attention(q, k, v, context, 0.0884); };
+        ops::AttentionStats sums, maps;
+        sums.columnSum = at::zeros({QueryHeads, context}, on(at::kFloat));
+        maps.map = at::zeros({KvHeads, 256, 256}, on(at::kFloat));
+        maps.rowBin = maps.colBin = context / 256;
+        const double bytes = 2.0 * static_cast<double>(q.nbytes() + k.nbytes());
+        bench.row("causal attention + column sums, " + std::to_string(context) + "; peer: cuDNN alone", bytes, [&] { ops::causal_attention(q, k, v, context, 0.0884, &sums); }, {plain});
+        bench.row("causal attention + maps, " + std::to_string(context) + "; peer: cuDNN alone", bytes, [&] { ops::causal_attention(q, k, v, context, 0.0884, &maps); }, {plain});
+    }
+}
+
+void drop(Bench& bench) {
+    for (const int64_t held : {2048, 16384}) {
+        Cache cache(held);
+        const at::Tensor scores = at::rand({KvHeads, held}, on(at::kFloat)), statistic = at::rand({QueryHeads, held}, on(at::kFloat));
+        const at::Tensor limits = at::tensor({held - 1, int64_t{4}, held / 2}, at::kInt).to(at::kCUDA), full = at::full({KvHeads}, held, on(at::kInt));
+        bench.row("drop_lowest, of " + std::to_string(held) + " (half of them may go)", 0.75 * cache.bytes(), [&] {
+            cache.lengths.copy_(full);
+            ops::drop_lowest(scores, cache.lengths, limits, {cache.positions, cache.k, cache.v, statistic});
+        });
+    }
+}
+
+void matvec(Bench& bench) {
+    for (const auto& [rows, width, gated] : {std::tuple<int64_t, int64_t, bool>{6144, 4096, false}, {4096, 4096, false}, {28672, 4096, true}, {4096, 14336, false}, {128256, 4096, false}}) {
+        const at::Tensor x = at::randn({1, width}, on(at::kBFloat16)), w = at::randn({rows, width}, on(at::kBFloat16)), norm = at::ones({width}, on(at::kFloat));
+        const ops::MatvecOptions options{.norm = norm, .eps = 1e-5, .gated = gated};
+        bench.row("matvec " + std::to_string(rows) + " × " + std::to_string(width) + " with norm" + (gated ? " and gate" : "") + "; peer: cuBLAS, the product alone",
+                  static_cast<double>(w.nbytes()), [&] { ops::matvec(x, w, options); }, {[&] { at::linear(x, w); }});
+    }
+}
+
 void statistics(Bench& bench) {
     const Cache cache(32768);
     ops::AttentionStats sums, rows;
@@ -186,7 +252,7 @@ int main(int argc, char** argv) {
         return std::fprintf(stderr, "gpu_bench: no CUDA device: %s\n", why.empty() ? "the driver shows none" : why.c_str()), 2;
     Bench bench(dirty);
     const std::pair<const char*, void (*)(Bench&)> parts[] = {
-        {"decode", decode}, {"ragged", ragged}, {"statistics", statistics}, {"top_k", topK}, {"vote", vote}};
+        {"decode", decode}, {"ragged", ragged}, {"packed", packed}, {"statistics", statistics}, {"prefill", prefill}, {"top_k", topK}, {"vote", vote}, {"drop", drop}, {"matvec", matvec}};
     for (const auto& [name, part] : parts)
         if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) part(bench);
     if (!json.empty()) bench.save(json);

@@ -162,6 +162,45 @@ void attentions(Bench& bench, at::ScalarType dtype, const std::string& suffix) {
     }
 }
 
+// One new query over 32 exact entries behind codes, keys by channel and values by token in groups of 64, beside our own attention over as many
+// exact ones: of several layers, so that entries come from memory.
+void packedAttentions(Bench& bench, int64_t queryHeads, int64_t kvHeads, int64_t dim, int64_t length) {
+    constexpr int64_t Group = 64, Exact = 32;
+    const double values = 2.0 * static_cast<double>(kvHeads * length * dim);
+    const auto layers = std::clamp(static_cast<int64_t>(256e6 / (4 * values)), int64_t{4}, Layers);
+    const std::string name = " step at " + std::to_string(length) + ", " + std::to_string(queryHeads) + "/" + std::to_string(kvHeads) + " x " + std::to_string(dim);
+    const at::Tensor q = at::randn({queryHeads, 1, dim}), positions = at::arange(length, at::kInt).expand({kvHeads, length}).contiguous(),
+                     lengths = at::full({kvHeads}, length, at::kInt), last = at::full({1}, length - 1, at::kInt);
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+        std::vector<at::Tensor> entries;
+        for (int64_t layer = 0; layer < 2 * layers; ++layer)
+            entries.push_back(at::randn({kvHeads, length, dim}).to(dtype));
+        bench.time(std::string(dtype == at::kFloat ? "fp32" : "bf16") + name, static_cast<double>(layers) * values * (dtype == at::kFloat ? 4 : 2), 0, [&] {
+            for (size_t layer = 0; layer < entries.size(); layer += 2)
+                ops::attention(q.to(dtype), entries[layer], entries[layer + 1], positions, lengths, last, 0.125);
+        });
+    }
+    for (const int64_t bits : {8, 4, 2}) {
+        const int64_t coded = length - Exact;
+        std::vector<ops::PackedSide> sides;
+        for (int64_t layer = 0; layer < 2 * layers; ++layer) {
+            const bool keys = layer % 2 == 0;
+            ops::PackedSide& side = sides.emplace_back();
+            side.codes = at::randint(0, 256, {kvHeads, coded, dim * bits / 8}, at::kByte), side.bits = bits;
+            side.groupTokens = keys ? Group : 1;
+            side.scale = at::full({kvHeads, keys ? (coded + Group - 1) / Group : coded, keys ? dim : dim / Group}, 1.0 / static_cast<double>(1 << bits), at::kHalf);
+            side.zero = at::full_like(side.scale, -0.5);
+            side.tail = at::randn({kvHeads, Exact, dim});
+            side.counts = at::tensor({int64_t{0}, coded, Exact}, at::kInt).unsqueeze(1).expand({3, kvHeads}).contiguous();
+        }
+        const double bytes = static_cast<double>(layers * (sides[0].codes.nbytes() + sides[1].codes.nbytes() + 2 * (sides[0].scale.nbytes() + sides[1].scale.nbytes())));
+        bench.time(std::to_string(bits) + " bits" + name, bytes, 0, [&] {
+            for (size_t layer = 0; layer < sides.size(); layer += 2)
+                ops::packed_attention(q, sides[layer], sides[layer + 1], positions, lengths, last, 0.125);
+        });
+    }
+}
+
 void others(Bench& bench) {
     for (int64_t rows : {1, 4000}) {
         const double n = static_cast<double>(rows);
@@ -218,6 +257,10 @@ int main(int argc, char** argv) {
     linears(bench, at::kBFloat16, " x bf16");
     attentions(bench, at::kFloat, "");
     attentions(bench, at::kBFloat16, " bf16");
+    for (int64_t length : {2048, 16384}) {
+        packedAttentions(bench, QueryHeads, KvHeads, HeadSize, length);
+        packedAttentions(bench, 32, 8, 128, length);
+    }
     others(bench);
     if (!jsonFile.empty())
         std::ofstream(jsonFile) << nlohmann::json{{"schema", "keepsight.kernels_bench/1"},

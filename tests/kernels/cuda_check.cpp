@@ -3,6 +3,7 @@
 //   cuda_check [--quick]   few cases, for a sanitizer
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
+#include "kernels/bind/quantize.h"
 
 #include <ATen/ATen.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -283,6 +284,41 @@ void checkDrop(int heads, int capacity, int dim, at::ScalarType type, bool score
         }
 }
 
+void checkPacked(int heads, int entries, int dim, int bits, int group, bool byChannel, bool levels, at::ScalarType type) {
+    const std::string name = "packed entries " + std::to_string(entries) + " × " + std::to_string(dim) + ", " + std::to_string(bits) + " bits, groups of " + std::to_string(group) + " " + c10::toString(type);
+    at::manual_seed(entries + dim + bits);
+    const at::Tensor codes = ops::pack_codes(at::randint(0, 1 << bits, {heads, entries, dim}).to(at::kByte), bits);
+    const int64_t rows = byChannel ? (entries + group - 1) / group : entries, groups = byChannel ? dim : dim / group;
+    const at::Tensor scale = at::rand({heads, rows, groups}).to(at::kHalf), zero = at::randn({heads, rows, groups}).to(at::kHalf);
+    const at::Tensor ends = (at::arange(1, rows + 1) * group).to(at::kInt).expand({heads, rows}).contiguous(), table = at::randn({1 << bits});
+    const std::vector<int64_t> counts{entries, entries / 2, 0}, offsets{1, 0, 2};
+    const auto run = [&](at::Device device) {
+        at::Tensor out = at::zeros({heads, entries + 3, dim}, at::TensorOptions().dtype(type).device(device));
+        ops::dequantize_entries(out, codes.to(device), bits, scale.to(device), zero.to(device), byChannel ? std::optional(ends.to(device)) : std::nullopt,
+                                levels ? std::optional(table.to(device)) : std::nullopt, counts, offsets);
+        return out;
+    };
+    if (levels) // a product is rounded, here once and there twice
+        expectClose(name.c_str(), run(at::kCUDA), run(at::kCPU), type == at::kFloat ? 1e-6 : type == at::kHalf ? 1e-3 : 1e-2);
+    else
+        expectSame(name.c_str(), run(at::kCUDA), run(at::kCPU));
+    if (bits == 3 || byChannel) return;
+    const at::Tensor x = at::randn({heads, std::min(entries, 40), dim}) * 3;
+    x[0][0].fill_(2); // a constant group
+    const ops::PackedRows host = ops::pack_groups(x, bits, group, 1e-4), device = ops::pack_groups(gpu(x), bits, group, 1e-4);
+    expectSame((name + ", packing").c_str(), device.codes, host.codes);
+    expectSame((name + ", packing").c_str(), device.scale, host.scale);
+    expectSame((name + ", packing").c_str(), device.zero, host.zero);
+}
+
+void checkAllPacked() {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf})
+        for (const int bits : {2, 3, 4, 8})
+            for (const auto& [dim, group] : {std::pair(64, 32), {128, 64}, {80, 16}, {33, 11}, {4096, 4096}})
+                for (const int entries : {1, 31, 33, 700})
+                    for (const bool byChannel : {false, true}) checkPacked(3, entries, dim, bits, group, byChannel, byChannel && bits < 8, type);
+}
+
 void checkDrops() {
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16})
         for (const int dim : {30, 64, 80, 128, 256})
@@ -303,6 +339,7 @@ int main(int argc, char** argv) {
         for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
             for (const int dim : {80, 128}) checkDecode(4, dim, 700, type, true, dim == 80), checkVote(3, dim, 333, type, true);
             checkDecode(12, 64, 5000, type, false, false);
+            checkPacked(3, 33, 80, 4, 16, false, false, type), checkPacked(3, 33, 33, 3, 11, true, true, type);
             checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
         }
         const at::Tensor scores = at::floor(at::randn({2, 140000}) * 100), few = at::tensor({140000, 20000}, at::kInt);
@@ -318,6 +355,7 @@ int main(int argc, char** argv) {
         checkTopK();
         checkVotes();
         checkDrops();
+        checkAllPacked();
     }
     std::printf("%d checks, %d failed\n", checks, failures);
     return failures ? 1 : 0;

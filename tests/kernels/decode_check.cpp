@@ -166,6 +166,47 @@ void checkChoices(const std::string& policyText, const Budget& budget) {
     }
 }
 
+// Packed lanes: the recorded steps against the same steps as they are, to the bit; and, in fp32, against the CPU.
+void checkQuantized(const std::string& policyText, const std::string& quantText, bool grows) {
+    const auto weights = std::make_shared<TinyWeights>(3, 4, 2, 64);
+    const auto policy = policyOf(policyText, Budget::kept(90));
+    const std::shared_ptr<const Quantizer> quantizer = makeQuantizer(parseQuantSpec(quantText));
+    const std::vector<TokenId> ids = tinyIds(200), next = tinyIds(90, 3);
+    const auto lane = [&](const Model& model, LogitRows rows) {
+        BranchOptions options{.headroom = grows ? 0 : 200, .mapBin = 16, .mapRows = 32, .mapCols = 32, .quantizer = quantizer, .explain = {}};
+        Branch branch(model, prefillFor(model, ids, policy), policy, options);
+        std::vector<at::Tensor> logits;
+        for (const TokenId id : next) logits.push_back(branch.feed(std::span(&id, 1), rows, true, {}).reshape({-1}));
+        const CacheStats stats = branch.cache().stats();
+        return std::tuple(at::stack(logits), branch.cache().layer(LayerIndex{1}).storedValues->packed(), stats.storedBytes, branch.map(LayerIndex{1}).cpu());
+    };
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+        const std::unique_ptr<Model> model = Model::make(weights, type, at::Device(at::kCUDA, 0));
+        const auto [logits, packed, bytes, map] = lane(*model, LogitRows::last);
+        const auto [expected, wanted, wantedBytes, wantedMap] = lane(*model, LogitRows::all); // never recorded
+        const std::string name = policyText + " with " + quantText + " " + c10::toString(type);
+        expect(at::equal(logits, expected), name + ": logits differ by " + std::to_string((logits - expected).abs().max().item<double>()));
+        expect(at::equal(map, wantedMap), name + ": maps differ");
+        expect(packed == wanted && bytes == wantedBytes, name + ": packed entries or bytes differ");
+        if (type != at::kFloat) continue;
+        const auto [host, hostPacked, hostBytes, hostMap] = lane(*Model::make(weights, at::kFloat, at::kCPU), LogitRows::last);
+        if (quantText.find("bits=2") == std::string::npos) expectClose(name + " and the CPU", logits, host, 5e-2); // a rounding may move a code, of which 2 bits have few
+        expect(packed == hostPacked && bytes == hostBytes, name + ": packed entries or bytes differ from the CPU's");
+    }
+}
+
+void checkAllQuantized() {
+    for (const char* quantizer : {"kivi:bits=4,residual=32", "kivi:bits=2,residual=64", "kivi:bits=8,residual=32", "hqq_rtn:axis_value=1,group=32,residual=40", "hqq_rtn:residual=40", "layerquant", "kvquant",
+                                  "outlier_rtn:axis_value=1"})
+        for (const bool grows : {false, true}) {
+            if (makeQuantizer(parseQuantSpec(quantizer))->wantsCalibration()) continue;
+            checkQuantized("full", quantizer, grows);
+            checkQuantized("snapkv:window=8", quantizer, grows);
+        }
+    checkQuantized("h2o", "kivi:bits=4,residual=32", false);
+    checkQuantized("snapkv:window=8,heads=ada", "kivi:bits=4,residual=32", true);
+}
+
 void checkAllChoices() {
     for (const char* policy : {"h2o", "h2o:agg=max,history=last", "h2o:granularity=query_head", "tova", "knorm:timing=each_step", "snapkv:window=8,timing=each_step", "window", "streaming_llm",
                                "streaming_llm:rope=original", "attn:timing=each_step", "observed_attention:timing=every:3", "pyramidkv:window=8,timing=each_step", "kvcV", "kvcVK+maxpool", "kvcK+avgpool",
@@ -190,6 +231,7 @@ int main(int argc, char** argv) {
         checkMatvec(at::kBFloat16, 33, 64), checkRopeAppend(at::kBFloat16, 3, 3, 80), checkCausal(at::kBFloat16, 2, 4, 64, 33, 70);
         checkSums(at::kBFloat16, 2, 4, 64, 130, 200, 16);
         checkGraph("snapkv:window=8", true);
+        checkQuantized("full", "kivi:bits=4,residual=32", true);
         for (const char* policy : {"h2o", "streaming_llm", "tokenselect:init=4,top_k=20,local=16,theta=0.5"}) checkChoices(policy, Budget::kept(40));
         std::printf("%d checks, %d failed\n", checks, failures);
         return failures ? 1 : 0;
@@ -207,6 +249,7 @@ int main(int argc, char** argv) {
     for (const char* policy : {"full", "snapkv:window=8", "snapkv:window=8,heads=ada", "streaming_llm:rope=original,timing=prefill_end"})
         for (const bool grows : {false, true}) checkGraph(policy, grows);
     checkAllChoices();
+    checkAllQuantized();
     std::printf("%d checks, %d failed\n", checks, failures);
     return failures ? 1 : 0;
 }

@@ -1,6 +1,6 @@
 """A sweep of 7 policies × 4 ratios, suffix perplexity of 2 windows: a kvpress loop and one keepsight-cli ppl, in one run.
 
-    python tests/bench/compare_kvpress_sweep.py [--rounds 1] [--json F]
+    python tests/bench/peers/compare_kvpress_sweep.py [--rounds 1] [--window 1024 --split 512 --windows 2] [--json F]
 
 Needs torch, transformers, kvpress and gguf in this Python, and a built keepsight-cli; nothing else should run on the machine. kvpress
 prefills for each policy, ratio and window; we prefill once per window and branch. kvpress has no h2o and no window: observed_attention
@@ -19,7 +19,6 @@ from side_by_side import addArguments, machine, median, report, runCli, spread
 import peer
 
 RATIOS = [0.1, 0.3, 0.5, 0.7]
-WINDOW, SPLIT = 1024, 512 # the defaults; --window and --split
 # our policy: kvpress's, whether the two are the same computation
 POLICIES = {
     "full": (None, True),
@@ -33,30 +32,30 @@ POLICIES = {
 
 
 @torch.no_grad()
-def cell(model, windows, press):
+def cell(model, windows, split, press):
     """Mean suffix loss, and the seconds spent in prefill and in the suffix."""
     losses, prefill, suffix = [], 0.0, 0.0
     for ids in windows:
         cache, start = DynamicCache(), time.perf_counter()
         if press is None:
-            head = model(ids[None, :SPLIT], past_key_values=cache, logits_to_keep=1)
+            head = model(ids[None, :split], past_key_values=cache, logits_to_keep=1)
         else:
             with press(model):
-                head = model(ids[None, :SPLIT], past_key_values=cache, logits_to_keep=1)
+                head = model(ids[None, :split], past_key_values=cache, logits_to_keep=1)
         middle = time.perf_counter()
-        tail = model(ids[None, SPLIT:], past_key_values=cache, position_ids=torch.arange(SPLIT, WINDOW)[None])
+        tail = model(ids[None, split:], past_key_values=cache, position_ids=torch.arange(split, len(ids))[None])
         logits = torch.cat([head.logits[0, -1:], tail.logits[0, :-1]])
-        losses.append(torch.nn.functional.cross_entropy(logits.double(), ids[SPLIT:]).item())
+        losses.append(torch.nn.functional.cross_entropy(logits.double(), ids[split:]).item())
         prefill, suffix = prefill + middle - start, suffix + time.perf_counter() - middle
     return sum(losses) / len(losses), prefill, suffix
 
 
-def sweepPeer(models, windows, ratios):
+def sweepPeer(models, windows, split, ratios):
     nll, prefill, suffix = {}, 0.0, 0.0
     for policy, (press, _) in POLICIES.items():
         model = models["eager" if press is kvpress.ObservedAttentionPress else "sdpa"]
         for ratio in ratios if press else [0.0]:
-            nll[policy, ratio], p, s = cell(model, windows, press(ratio) if press else None)
+            nll[policy, ratio], p, s = cell(model, windows, split, press(ratio) if press else None)
             prefill, suffix = prefill + p, suffix + s
     return nll, prefill, suffix
 
@@ -65,7 +64,7 @@ def sweepOurs(a):
     policies = [word for policy in POLICIES for word in ("--policy", policy)]
     start = time.perf_counter()
     out = runCli(a, "fp32", "ppl", "--text-file", str(peer.TEXT), *policies, "--compression-ratio", ",".join(map(str, a.ratio)),
-                 "--protocol", "suffix", "--max-length", str(WINDOW), "--prefix-ratio", str(SPLIT / WINDOW), "--windows", str(a.windows))
+                 "--protocol", "suffix", "--max-length", str(a.window), "--prefix-ratio", str(a.split / a.window), "--windows", str(a.windows))
     seconds = time.perf_counter() - start
     ids = {policy.split(":")[0]: policy for policy in POLICIES}
     nll = {}
@@ -80,17 +79,19 @@ def main():
     addArguments(parser)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--windows", type=int, default=2)
+    parser.add_argument("--window", type=int, default=1024, help="tokens of a window")
+    parser.add_argument("--split", type=int, default=512, help="of these, the prefix that is compressed")
     parser.add_argument("--ratio", nargs="*", type=float, default=RATIOS)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     models = {kind: peer.load(a.gguf, attention=kind) for kind in ("sdpa", "eager")}
     ids = peer.tokens(a.gguf)
-    windows = [ids[w * WINDOW:(w + 1) * WINDOW] for w in range(a.windows)]
-    cell(models["sdpa"], windows[:1], None)  # warm-up
+    windows = [ids[w * a.window:(w + 1) * a.window] for w in range(a.windows)]
+    cell(models["sdpa"], windows[:1], a.split, None)  # warm-up
     peerTimes, prefillTimes, ourTimes, ourNll = [], [], [], {}
     for turn in range(a.rounds):
         def runPeer():
-            nll, prefill, suffix = sweepPeer(models, windows, a.ratio)
+            nll, prefill, suffix = sweepPeer(models, windows, a.split, a.ratio)
             peerTimes.append(prefill + suffix)
             prefillTimes.append(prefill)
             return nll
@@ -101,7 +102,7 @@ def main():
             ourTimes.append(seconds)
         if turn % 2 == 1:
             peerNll = runPeer()
-    print(f"{machine()}, {a.threads} threads, fp32, {a.windows} windows of {WINDOW}, prefix {SPLIT}")
+    print(f"{machine()}, {a.threads} threads, fp32, {a.windows} windows of {a.window}, prefix {a.split}")
     print(f"{'policy':28} {'ratio':>5} {'kvpress ppl':>12} {'keepsight ppl':>14} {'difference':>11}")
     rows = []
     for (policy, ratio), loss in peerNll.items():
@@ -116,7 +117,7 @@ def main():
         print(text)
         rows.append(row)
     print(f"kvpress loop {median(peerTimes):.1f} s (±{spread(peerTimes):.1f} %), of which prefill {median(prefillTimes):.1f} s, {len(peerNll)} cells")
-    data = {"schema": "keepsight.compare_kvpress_sweep/1", "machine": machine(), "threads": a.threads, "rounds": a.rounds, "windows": a.windows, **peer.versions(),
+    data = {"schema": "keepsight.compare_kvpress_sweep/1", "machine": machine(), "threads": a.threads, "rounds": a.rounds, "windows": a.windows, "window": a.window, "split": a.split, **peer.versions(),
             "rows": rows, "kvpress_s": peerTimes, "kvpress_prefill_s": prefillTimes}
     if ourTimes:
         data.update(keepsight_s=ourTimes, speedup=median(peerTimes) / median(ourTimes))

@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests/golden"))
 MODEL = ROOT / "build/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -1,0 +1,165 @@
+// What decode attention does with the walks of a block's share, whatever their entries lie in: the warps' outputs are added up in shared memory; a
+// walk shared by several blocks is put together by the one that finishes last, slice by slice in their order, so runs repeat bit for bit.
+#pragma once
+
+#include "kernels/cuda/tile.cuh"
+
+#include <cfloat>
+
+namespace keepsight::cuda {
+
+constexpr float Log2E = 1.4426950408889634f;
+constexpr int MaxWarps = 8, Waiting = 2; // of a block, fewer where shared memory is short; heads in hand
+
+// Slices of a walk, in `count` slots from `slot` on, put together. shared: [queryHeads, count] float2.
+template <class T, int Dim>
+__device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Walk& w, std::int64_t slot, int count, float2* shared) {
+    constexpr int Together = 10; // loads in flight
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll 1
+    for (int g = static_cast<int>(threadIdx.x) / 32; g < w.queryHeads; g += static_cast<int>(blockDim.x) / 32) {
+        float2* mine = shared + g * count;
+        float top = -FLT_MAX, sum = 0;
+#pragma unroll 1
+        for (int i = lane; i < count; i += 32) {
+            mine[i] = __ldcg(&s.parts[(slot + i) * TileHeads + g]);
+            top = fmaxf(top, mine[i].x);
+        }
+#pragma unroll 1
+        for (int step = 16; step > 0; step /= 2)
+            top = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
+#pragma unroll 1
+        for (int i = lane; i < count; i += 32) {
+            mine[i].x = power2(mine[i].x - top);
+            sum += mine[i].y * mine[i].x;
+        }
+#pragma unroll 1
+        for (int step = 16; step > 0; step /= 2)
+            sum += __shfl_xor_sync(EveryLane, sum, step);
+        const float scale = sum > 0 ? 1 / sum : 0.0f; // nothing visible: 0
+#pragma unroll 1
+        for (int i = lane; i < count; i += 32)
+            mine[i].x *= scale;
+        if (lane == 0 && s.logSums) s.logSums[w.queryHead + g] = top + log2f(sum);
+    }
+    __syncthreads();
+    T* out = static_cast<T*>(a.out) + static_cast<std::int64_t>(w.queryHead) * Dim;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += static_cast<int>(blockDim.x)) {
+        const int g = i / (Dim / 2), d = i % (Dim / 2) * 2;
+        const float* from = s.outputs + (slot * TileHeads + g) * Dim + d;
+        float2 o = make_float2(0, 0);
+#pragma unroll 1
+        for (int k = 0; k < count; k += Together) {
+            float2 x[Together];
+#pragma unroll
+            for (int j = 0; j < Together; ++j)
+                x[j] = __ldcg(reinterpret_cast<const float2*>(from + static_cast<std::int64_t>(min(k + j, count - 1)) * TileHeads * Dim));
+#pragma unroll
+            for (int j = 0; j < Together; ++j) {
+                const float weight = k + j < count ? shared[g * count + k + j].x : 0.0f;
+                o.x += weight * x[j].x, o.y += weight * x[j].y;
+            }
+        }
+        out[g * Dim + d] = narrow<T>(o.x), out[g * Dim + d + 1] = narrow<T>(o.y);
+    }
+}
+
+// Warps, Held: of a block and of its walks, at the most.
+template <class T, int Dim, int Warps = MaxWarps, int Held = Waiting>
+struct DecodeWalks {
+    static constexpr int Outputs = OutputPlace<Dim>::Floats;
+    const AttentionArgs& a;
+    const DecodeScratch& s;
+    int group, parts, warps, block;
+    float* outputs; // [Held, warps, Outputs]; combine() uses the place, too
+    float2* tops;   // [Held, warps, 8] (max, sum)
+    int* last;      // [Held]
+    int2* takers;   // [walks] first block, how many
+
+    __host__ __device__ static constexpr int outputBytes(int warps, int blocks) { // of all warps
+        const int all = Held * warps * Outputs * 4, slices = TileHeads * blocks * 8;
+        return all > slices ? all : slices;
+    }
+    __device__ void clearEmpty(const int* first, int walks) const { // heads without entries: 0
+#pragma unroll 1
+        for (int walk = block; walk < walks; walk += static_cast<int>(gridDim.x))
+            if (first[walk] == first[walk + 1]) {
+                const Walk w(group, parts, walk);
+#pragma unroll 1
+                for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * Dim; i += static_cast<int>(blockDim.x))
+                    static_cast<T*>(a.out)[static_cast<std::int64_t>(w.queryHead) * Dim + i] = narrow<T>(0);
+                if (threadIdx.x == 0 && s.visible) s.visible[w.head] = 0;
+            }
+    }
+    __device__ void findTakers(const int* first, int walks, int blocks) const {
+        const int tiles = first[walks];
+#pragma unroll 1
+        for (int walk = static_cast<int>(threadIdx.x); walk < walks; walk += static_cast<int>(blockDim.x))
+            if (first[walk] < first[walk + 1]) {
+                const int from = blockOfTile(first[walk], tiles, blocks);
+                takers[walk] = make_int2(from, blockOfTile(first[walk + 1] - 1, tiles, blocks) - from + 1);
+            }
+    }
+    // Adds up the warps' outputs of the walks in hand; whoever is last to add to a walk puts it together.
+    __device__ __forceinline__ void finish(const int (&done)[Held], int count) const {
+        __syncthreads();
+#pragma unroll 1
+        for (int j = 0; j < count; ++j) {
+            const Walk w(group, parts, done[j]);
+            const bool whole = takers[done[j]].y == 1;
+            const std::int64_t slot = block + done[j];
+            const float2* top0 = tops + j * warps * TileHeads;
+            const float* from = outputs + j * warps * Outputs;
+#pragma unroll 1
+            for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += static_cast<int>(blockDim.x)) {
+                const int g = i / (Dim / 2), d = i % (Dim / 2) * 2;
+                float2 part[Warps], x[Warps], o = make_float2(0, 0);
+                float top = -FLT_MAX, sum = 0;
+#pragma unroll
+                for (int k = 0; k < Warps; ++k) {
+                    part[k] = k < warps ? top0[k * TileHeads + g] : make_float2(-FLT_MAX, 0);
+                    x[k] = k < warps ? *reinterpret_cast<const float2*>(from + k * Outputs + OutputPlace<Dim>::of(g, d))
+                                     : make_float2(0, 0);
+                    top = fmaxf(top, part[k].x);
+                }
+#pragma unroll
+                for (int k = 0; k < Warps; ++k) {
+                    const float shrink = power2(part[k].x - top);
+                    sum += part[k].y * shrink;
+                    o.x += x[k].x * shrink, o.y += x[k].y * shrink;
+                }
+                if (whole) {
+                    T* out = static_cast<T*>(a.out) + static_cast<std::int64_t>(w.queryHead + g) * Dim + d;
+                    const float scaleOut = sum > 0 ? 1 / sum : 0.0f; // nothing visible: 0
+                    out[0] = narrow<T>(o.x * scaleOut), out[1] = narrow<T>(o.y * scaleOut);
+                    if (d == 0 && s.logSums) s.logSums[w.queryHead + g] = top + log2f(sum);
+                } else {
+                    __stcg(reinterpret_cast<float2*>(s.outputs + (slot * TileHeads + g) * Dim + d), o);
+                    if (d == 0) __stcg(&s.parts[slot * TileHeads + g], make_float2(top, sum));
+                }
+            }
+        }
+        __threadfence();
+        __syncthreads();
+        if (static_cast<int>(threadIdx.x) < count) {
+            const int walk = done[threadIdx.x], slices = takers[walk].y;
+            last[threadIdx.x] = slices > 1 && atomicAdd(&s.arrived[walk], 1u) == static_cast<unsigned>(slices - 1);
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int j = 0; j < count; ++j)
+            if (last[j]) {
+                __threadfence();
+                const int2 taker = takers[done[j]];
+                combine<T, Dim>(a, s, Walk(group, parts, done[j]), taker.x + done[j], taker.y, reinterpret_cast<float2*>(outputs));
+                __syncthreads();
+            }
+        __syncthreads(); // shared memory is used again
+    }
+};
+
+// Weights of the query from its scores, for the statistics; after the kernel that left them in `scratch`.
+cudaError_t launchDecodeWeights(const AttentionArgs& args, const DecodeScratch& scratch, cudaStream_t stream);
+
+} // namespace keepsight::cuda

@@ -1,0 +1,91 @@
+// The plug-in's part for packed entries. Arguments were checked by bind/quant.cpp and bind/packed.cpp.
+#include "kernels/bind/packed.h"
+#include "kernels/cuda/launch_quant.h"
+#include "kernels/cuda/plugin.h"
+
+#include <torch/library.h>
+#include <algorithm>
+
+namespace keepsight::cuda {
+namespace {
+
+void dequantizeEntries(at::Tensor& out, const at::Tensor& codesIn, int64_t bits, const at::Tensor& scaleIn, const at::Tensor& zeroIn, const OptionalTensor& ends,
+                       const OptionalTensor& levels, at::IntArrayRef counts, at::IntArrayRef offsets) {
+    if (out.size(0) > HeadSpans::Most || out.stride(2) != 1 || out.stride(1) != out.size(2) || (*std::max_element(counts.begin(), counts.end()) >= (1 << 30))) {
+        composite<decltype(dequantizeEntries)>("dequantize_entries", out, codesIn, bits, scaleIn, zeroIn, ends, levels, counts, offsets);
+        return;
+    }
+    const c10::cuda::CUDAGuard guard(out.device());
+    const auto rowsDense = [](const at::Tensor& t) { return t.stride(2) == 1 && t.stride(1) == t.size(2) ? t : t.contiguous(); };
+    const at::Tensor codes = rowsDense(codesIn), scale = rowsDense(scaleIn), zero = zeroIn.stride(0) == scale.stride(0) ? rowsDense(zeroIn) : zeroIn.contiguous();
+    const at::Tensor groupEnds = ends ? ends->contiguous() : at::Tensor(), table = levels ? levels->contiguous() : at::Tensor();
+    TORCH_CHECK(scale.stride(0) == zero.stride(0), "keepsight::dequantize_entries: expected scale and zero to lie alike");
+    DequantizeEntriesArgs a;
+    a.codes = codes.const_data_ptr<std::uint8_t>(), a.codesHead = codes.stride(0), a.bits = static_cast<int>(bits);
+    a.scale = scale.const_data_ptr(), a.zero = zero.const_data_ptr();
+    a.parametersHead = scale.stride(0), a.groups = scale.size(2);
+    if (ends) a.ends = groupEnds.const_data_ptr<std::int32_t>(), a.endsHead = groupEnds.size(1);
+    if (levels) a.levels = table.const_data_ptr<float>();
+    a.heads = out.size(0), a.dim = out.size(2);
+    a.out = out.mutable_data_ptr(), a.outHead = out.stride(0);
+    HeadSpans spans;
+    for (std::size_t h = 0; h < counts.size(); ++h) spans.count[h] = static_cast<int>(counts[h]), spans.offset[h] = static_cast<int>(offsets[h]);
+    check(launchDequantize(a, elementOf(out), spans, stream()), "dequantize_entries");
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> packGroups(const at::Tensor& x, int64_t bits, int64_t group, double leastScale) {
+    constexpr std::int64_t FewRows = 2048; // many rows: ATen's passes over all of them at once are faster than a block for each
+    if (bits == 3 || x.size(0) * x.size(1) > FewRows || x.stride(2) != 1 || x.stride(1) != x.size(2) || x.size(2) > 8192)
+        return composite<decltype(packGroups)>("pack_groups", x, bits, group, leastScale);
+    const c10::cuda::CUDAGuard guard(x.device());
+    at::Tensor codes = at::empty({x.size(0), x.size(1), packedBytes(x.size(2), static_cast<int>(bits))}, x.options().dtype(at::kByte));
+    at::Tensor scale = at::empty({x.size(0), x.size(1), x.size(2) / group}, x.options().dtype(at::kHalf)), zero = at::empty_like(scale);
+    PackGroupsArgs a;
+    a.x = x.const_data_ptr<float>(), a.head = x.stride(0);
+    a.heads = x.size(0), a.rows = x.size(1), a.dim = x.size(2), a.group = group;
+    a.bits = static_cast<int>(bits);
+    a.leastScale = static_cast<float>(leastScale);
+    a.codes = codes.mutable_data_ptr<std::uint8_t>();
+    a.scale = scale.mutable_data_ptr(), a.zero = zero.mutable_data_ptr();
+    check(launchPackGroups(a, stream()), "pack_groups");
+    return {codes, scale, zero};
+}
+
+at::Tensor packedAttention(const at::Tensor& q, const ops::PackedTensors& keyTensors, int64_t keyBits, int64_t keyGroupTokens, const ops::PackedTensors& valueTensors,
+                           int64_t valueBits, int64_t valueGroupTokens, const at::Tensor& positions, const at::Tensor& lengths, const at::Tensor& queryPosition, double scale,
+                           const OptionalTensor& columnSum, const OptionalTensor& lastRows, const OptionalTensor& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
+    const c10::cuda::CUDAGuard guard(q.device());
+    const ops::PackedSide keys = ops::packedSide(keyTensors, keyBits, keyGroupTokens), values = ops::packedSide(valueTensors, valueBits, valueGroupTokens);
+    const at::Tensor query = q.contiguous(), places = positions.contiguous(), held = lengths.contiguous();
+    PackedAttentionArgs p;
+    p.keys = ops::packedSideArgs(keys), p.values = ops::packedSideArgs(values);
+    AttentionArgs& a = p.attention;
+    a.q = {query.const_data_ptr(), query.stride(0), query.stride(1)};
+    a.queryHeads = q.size(0);
+    a.kvHeads = positions.size(0);
+    a.queries = 1;
+    a.capacity = positions.size(1);
+    a.dim = q.size(2);
+    a.positions = places.const_data_ptr<std::int32_t>();
+    a.lengths = held.const_data_ptr<std::int32_t>();
+    a.queryPositions = queryPosition.const_data_ptr<std::int32_t>();
+    a.scale = static_cast<float>(scale);
+    if (!takesPackedAttention(p, elementOf(q)))
+        return composite<decltype(packedAttention)>("packed_attention", q, keyTensors, keyBits, keyGroupTokens, valueTensors, valueBits, valueGroupTokens, positions, lengths,
+                                                    queryPosition, scale, columnSum, lastRows, map, rowBegin, rowBin, colBin);
+    at::Tensor out = at::empty({1, q.size(0) * q.size(2)}, q.options());
+    a.out = out.mutable_data_ptr();
+    decodeOne("packed_attention", a, q, columnSum, lastRows, map, {rowBegin, rowBin, colBin},
+              [&](const DecodeScratch& s, const CudaDevice& device) { return launchPackedAttention(p, elementOf(q), s, device, stream()); });
+    return out;
+}
+
+} // namespace
+
+TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
+    m.impl("dequantize_entries", dequantizeEntries);
+    m.impl("pack_groups", packGroups);
+    m.impl("packed_attention", packedAttention);
+}
+
+} // namespace keepsight::cuda

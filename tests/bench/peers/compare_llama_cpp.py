@@ -1,0 +1,75 @@
+"""Decode and prefill speed on the CPU: llama.cpp and keepsight-cli bench on the same GGUF file, alternating in one run.
+
+    python tests/bench/peers/compare_llama_cpp.py [--rounds 5] [--dtype fp32 bf16] [--json F]
+
+Needs llama-cpp-python in this Python (pip install llama-cpp-python builds llama.cpp) and a built keepsight-cli; nothing else should run on the machine.
+llama.cpp multiplies with the weights as they are stored in the file (Q4_1 rows, activations rounded to 8 bits); we unpack the same rows to fp32 or bf16
+products, so ours is the more exact computation. Prefill is one batch of 512 tokens; decode is greedy steps behind 512 and 2048 tokens. Tokens per second.
+"""
+import argparse
+import time
+
+import llama_cpp
+
+from side_by_side import addArguments, machine, median, report, runCli, spread
+
+CONTEXTS = [512, 2048]
+
+
+class Peer:
+    def __init__(self, a):
+        self.new = a.new
+        self.model = llama_cpp.Llama(a.gguf, n_ctx=CONTEXTS[-1] + a.new + 8, n_batch=512, n_threads=a.threads, n_threads_batch=a.threads, verbose=False)
+        self.ids = [100 + i * 7919 % 40000 for i in range(CONTEXTS[-1])]
+
+    def measure(self):
+        result = {}
+        for context in CONTEXTS:
+            self.model.reset()
+            start = time.perf_counter()
+            self.model.eval(self.ids[:context])
+            result[f"prefill@{context}"] = context / (time.perf_counter() - start)
+            token = 100
+            for i in range(self.new + 2):
+                if i == 2:  # warm
+                    start = time.perf_counter()
+                self.model.eval([token])
+                token = self.model.sample(temp=0.0)
+            result[f"decode@{context}"] = self.new / (time.perf_counter() - start)
+        return result
+
+
+def ours(a, dtype):
+    result = {}
+    for context in CONTEXTS:
+        row = runCli(a, dtype, "bench", "--ctx", str(context), "--new", str(a.new), "--warmup", "1", "--repeats", "1")["rows"][0]
+        result[f"prefill@{context}"] = context / row["prefill_s"]
+        result[f"decode@{context}"] = 1000 / row["tpot_ms"]
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    addArguments(parser)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new", type=int, default=32, help="decode steps per measurement")
+    parser.add_argument("--dtype", nargs="*", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    a = parser.parse_args()
+    peer, samples = Peer(a), {}
+    for turn in range(a.rounds):
+        sides = [("llama.cpp", peer.measure)] + ([] if a.peer_only else [(f"keepsight {d}", lambda d=d: ours(a, d)) for d in a.dtype])
+        for side, measure in sides if turn % 2 == 0 else reversed(sides):
+            for name, value in measure().items():
+                samples.setdefault(name, {}).setdefault(side, []).append(value)
+            time.sleep(0.3)  # idle threads go to sleep before the other side starts
+    print(f"{machine()}, {a.threads} threads, median of {a.rounds}, tokens/s (± half the interquartile range), llama-cpp-python {llama_cpp.__version__}")
+    rows = []
+    for name, sides in samples.items():
+        base = median(sides["llama.cpp"])
+        for side, values in sides.items():
+            print(f"{name:13} {side:16} {median(values):9.1f} ±{spread(values):4.1f} %  {median(values) / base:5.2f} ×")
+            rows.append({"measure": name, "side": side, "tokens_per_s": values, "ratio": median(values) / base})
+    report(a, {"schema": "keepsight.compare_llama_cpp/1", "machine": machine(), "threads": a.threads, "rounds": a.rounds, "rows": rows})
+
+
+main()
