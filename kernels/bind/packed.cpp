@@ -53,14 +53,16 @@ void checkCounts(const std::string& name, const PackedSide& side, const at::Tens
         for (int64_t part = 0; part < 3; ++part) {
             const int64_t n = counts[part * heads + h];
             if (n < 0 || n > held[part])
-                refuse(Op, (name + " count").c_str(), "in 0 … " + std::to_string(held[part]), std::to_string(n) + " of part " + std::to_string(part) + place);
+                refuse(Op, (name + " count").c_str(), "in 0 … " + std::to_string(held[part]),
+                       std::to_string(n) + " of part " + std::to_string(part) + place);
             all += n;
         }
         if (counts[heads + h] > described)
             refuse(Op, (name + " rows of scale").c_str(), "enough for " + std::to_string(counts[heads + h]) + " codes",
                    std::to_string(rows(side.scale)) + place);
         if (const int32_t length = lengths.const_data_ptr<int32_t>()[h]; all != length)
-            refuse(Op, (name + " counts").c_str(), "the head's length, " + std::to_string(length) + ", in sum", std::to_string(all) + place);
+            refuse(Op, (name + " counts").c_str(), "the head's length, " + std::to_string(length) + ", in sum",
+                   std::to_string(all) + place);
     }
 }
 
@@ -74,7 +76,8 @@ at::Tensor packedAttentionCpu(const at::Tensor& qIn, const PackedTensors& keyTen
     const int32_t* length = lengths.const_data_ptr<int32_t>();
     for (int64_t h = 0; h < lengths.size(0); ++h)
         if (length[h] > positions.size(1))
-            refuse(Op, "length", "in 0 … " + std::to_string(positions.size(1)), std::to_string(length[h]) + " at head " + std::to_string(h));
+            refuse(Op, "length", "in 0 … " + std::to_string(positions.size(1)),
+                   std::to_string(length[h]) + " at head " + std::to_string(h));
     checkCounts("key", keys, lengths);
     checkCounts("value", values, lengths);
     PackedAttentionArgs packed;
@@ -82,7 +85,8 @@ at::Tensor packedAttentionCpu(const at::Tensor& qIn, const PackedTensors& keyTen
     AttentionArgs& args = packed.attention;
     args.element = elementOf(q);
     args.q = {q.const_data_ptr(), q.stride(0), q.stride(1)};
-    args.queryHeads = q.size(0), args.kvHeads = positions.size(0), args.queries = 1, args.capacity = positions.size(1), args.dim = q.size(2);
+    args.queryHeads = q.size(0), args.kvHeads = positions.size(0), args.queries = 1, args.capacity = positions.size(1),
+    args.dim = q.size(2);
     args.positions = positions.const_data_ptr<int32_t>(), args.lengths = length;
     args.queryPositions = queryPosition.const_data_ptr<int32_t>();
     args.scale = static_cast<float>(scale);
@@ -97,7 +101,8 @@ at::Tensor packedAttentionCpu(const at::Tensor& qIn, const PackedTensors& keyTen
 at::Tensor denseSide(const PackedSide& side, int64_t capacity, int64_t dim) {
     const int64_t heads = side.counts.size(1);
     const at::Tensor entry = at::arange(capacity, side.counts.options()).unsqueeze(0); // [1, C]
-    at::Tensor out = at::zeros({heads, capacity, dim}, side.counts.options().dtype(at::kFloat)), before = at::zeros({heads, 1}, side.counts.options());
+    at::Tensor out = at::zeros({heads, capacity, dim}, side.counts.options().dtype(at::kFloat)),
+               before = at::zeros({heads, 1}, side.counts.options());
     const auto place = [&](int64_t part, const at::Tensor& rows) { // entries of the part from `before` on
         const at::Tensor count = side.counts[part].unsqueeze(1), own = entry - before;
         if (rows.defined() && rows.size(1) > 0) {
@@ -119,10 +124,11 @@ at::Tensor denseSide(const PackedSide& side, int64_t capacity, int64_t dim) {
     return out;
 }
 
-at::Tensor packedAttentionComposite(const at::Tensor& q, const PackedTensors& keys, int64_t keyBits, int64_t keyGroupTokens, const PackedTensors& values,
-                                    int64_t valueBits, int64_t valueGroupTokens, const at::Tensor& positions, const at::Tensor& lengths,
-                                    const at::Tensor& queryPosition, double scale, const OptionalTensor& columnSum, const OptionalTensor& lastRows,
-                                    const OptionalTensor& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
+at::Tensor packedAttentionComposite(const at::Tensor& q, const PackedTensors& keys, int64_t keyBits, int64_t keyGroupTokens,
+                                    const PackedTensors& values, int64_t valueBits, int64_t valueGroupTokens, const at::Tensor& positions,
+                                    const at::Tensor& lengths, const at::Tensor& queryPosition, double scale,
+                                    const OptionalTensor& columnSum, const OptionalTensor& lastRows, const OptionalTensor& map,
+                                    int64_t rowBegin, int64_t rowBin, int64_t colBin) {
     const auto dense = [&](const PackedTensors& side, int64_t bits, int64_t groupTokens) {
         return denseSide(packedSide(side, bits, groupTokens), positions.size(1), q.size(2));
     };
@@ -135,8 +141,8 @@ at::Tensor packedAttentionComposite(const at::Tensor& q, const PackedTensors& ke
 
 } // namespace
 
-at::Tensor packed_attention(const at::Tensor& q, const PackedSide& keys, const PackedSide& values, const at::Tensor& positions, const at::Tensor& lengths,
-                            const at::Tensor& queryPosition, double scale, AttentionStats* stats) {
+at::Tensor packed_attention(const at::Tensor& q, const PackedSide& keys, const PackedSide& values, const at::Tensor& positions,
+                            const at::Tensor& lengths, const at::Tensor& queryPosition, double scale, AttentionStats* stats) {
     checkShape(Op, "query", q, {Any, 1, Any});
     checkFloat(Op, "query", q);
     checkShape(Op, "positions", positions, {Any, Any});
@@ -154,13 +160,15 @@ at::Tensor packed_attention(const at::Tensor& q, const PackedSide& keys, const P
     checkSide("value", values, q, heads);
     const CheckedStats s = checkStats(Op, stats, q, positions);
     static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::packed_attention", "").typed<PackedAttention>();
-    return typed.call(q, packedTensors(keys), keys.bits, keys.groupTokens, packedTensors(values), values.bits, values.groupTokens, positions, lengths,
-                      queryPosition, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
+    return typed.call(q, packedTensors(keys), keys.bits, keys.groupTokens, packedTensors(values), values.bits, values.groupTokens,
+                      positions, lengths, queryPosition, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
 }
 
 void definePackedOperators(torch::Library& m) {
-    m.def("packed_attention(Tensor q, Tensor?[] keys, int key_bits, int key_group_tokens, Tensor?[] values, int value_bits, int value_group_tokens, "
-          "Tensor positions, Tensor lengths, Tensor query_position, float scale, Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, "
+    m.def("packed_attention(Tensor q, Tensor?[] keys, int key_bits, int key_group_tokens, Tensor?[] values, int value_bits, int "
+          "value_group_tokens, "
+          "Tensor positions, Tensor lengths, Tensor query_position, float scale, Tensor(a!)? column_sum, Tensor(b!)? last_rows, "
+          "Tensor(c!)? map, "
           "int map_row_begin, int row_bin, int col_bin) -> Tensor");
 }
 void registerPackedCpu(torch::Library& m) { m.impl("packed_attention", torch::dispatch(c10::DispatchKey::CPU, packedAttentionCpu)); }

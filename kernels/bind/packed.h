@@ -9,11 +9,11 @@
 namespace keepsight::ops {
 
 using PackedTensors = c10::List<std::optional<at::Tensor>>; // first, tail, codes, scale, zero, counts; nullopt: none there
-using PackedAttention = at::Tensor(const at::Tensor& q, const PackedTensors& keys, int64_t keyBits, int64_t keyGroupTokens, const PackedTensors& values,
-                                   int64_t valueBits, int64_t valueGroupTokens, const at::Tensor& positions, const at::Tensor& lengths,
-                                   const at::Tensor& queryPosition, double scale, const std::optional<at::Tensor>& columnSum,
-                                   const std::optional<at::Tensor>& lastRows, const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin,
-                                   int64_t colBin);
+using PackedAttention = at::Tensor(const at::Tensor& q, const PackedTensors& keys, int64_t keyBits, int64_t keyGroupTokens,
+                                   const PackedTensors& values, int64_t valueBits, int64_t valueGroupTokens, const at::Tensor& positions,
+                                   const at::Tensor& lengths, const at::Tensor& queryPosition, double scale,
+                                   const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
+                                   const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin);
 
 inline PackedTensors packedTensors(const PackedSide& side) {
     PackedTensors out;
@@ -30,7 +30,8 @@ inline PackedSide packedSide(const PackedTensors& tensors, int64_t bits, int64_t
         const bool is = !t.defined() || t.numel() == 0 || (t.stride(2) == 1 && (t.size(1) == 1 || t.stride(1) == t.size(2)));
         return is ? t : t.contiguous();
     };
-    PackedSide side{dense(given(0)), dense(given(1)), dense(given(2)), bits, dense(given(3)), dense(given(4)), groupTokens, given(5).contiguous()};
+    PackedSide side{dense(given(0)), dense(given(1)), dense(given(2)), bits,
+                    dense(given(3)), dense(given(4)), groupTokens,     given(5).contiguous()};
     if (side.scale.defined() && side.scale.stride(0) != side.zero.stride(0))
         side.scale = side.scale.contiguous(), side.zero = side.zero.contiguous();
     return side;

@@ -11,6 +11,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <algorithm>
+#include <cmath>
 
 namespace keepsight::ops {
 namespace {
@@ -65,12 +66,40 @@ void dequantizeEntriesComposite(at::Tensor& out, const at::Tensor& codes, int64_
     }
 }
 
+constexpr double LargestHalf = 65504;
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> packGroupsComposite(const at::Tensor& x, int64_t bits, int64_t group, double leastScale) {
     const int b = static_cast<int>(bits);
     const at::Tensor grouped = x.unflatten(2, {x.size(2) / group, group}); // [H, S, D/g, g]
     const auto [low, high] = at::aminmax(grouped, -1, true);
     const Affine a = affine(low, high, b, leastScale);
     return {pack_codes(codes(grouped, a.scale, a.zero, b).flatten(2), bits), a.scale.squeeze(-1), a.zero.squeeze(-1)};
+}
+
+// The same for the few rows of a decoded token, where each of the calls above would cost more than its work.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> packGroupsCpu(const at::Tensor& given, int64_t bits, int64_t group, double leastScale) {
+    constexpr int64_t FewRows = 256;
+    const int64_t rows = given.size(0) * given.size(1), dim = given.size(2), groups = dim / group, bytes = packedBytes(dim, static_cast<int>(bits));
+    if (bits == 3 || rows > FewRows) return packGroupsComposite(given, bits, group, leastScale);
+    const at::Tensor x = given.contiguous();
+    at::Tensor packed = at::zeros({given.size(0), given.size(1), bytes}, x.options().dtype(at::kByte));
+    at::Tensor scale = at::empty({given.size(0), given.size(1), groups}, x.options().dtype(at::kHalf)), zero = at::empty_like(scale);
+    const auto most = static_cast<float>((1 << bits) - 1), least = static_cast<float>(leastScale), largest = static_cast<float>(LargestHalf);
+    for (int64_t r = 0; r < rows; ++r) {
+        const float* from = x.const_data_ptr<float>() + r * dim;
+        uint8_t* to = packed.data_ptr<uint8_t>() + r * bytes;
+        for (int64_t g = 0; g < groups; ++g) {
+            const auto [low, high] = std::minmax_element(from + g * group, from + (g + 1) * group);
+            const c10::Half s(std::clamp((*high - *low) / most, least, largest)), z(std::clamp(*low, -largest, largest));
+            scale.data_ptr<c10::Half>()[r * groups + g] = s, zero.data_ptr<c10::Half>()[r * groups + g] = z;
+            const float begin = z, step = s == 0 ? 1.0f : static_cast<float>(s);
+            for (int64_t d = g * group; d < (g + 1) * group; ++d) {
+                const auto code = static_cast<unsigned>(std::clamp(std::nearbyint((from[d] - begin) / step), 0.0f, most));
+                to[d % bytes] = static_cast<uint8_t>(to[d % bytes] | code << (d / bytes * bits));
+            }
+        }
+    }
+    return {packed, scale, zero};
 }
 
 void dequantizeEntriesCpu(at::Tensor& out, const at::Tensor& codesIn, int64_t bits, const at::Tensor& scaleIn, const at::Tensor& zeroIn,
@@ -95,8 +124,6 @@ void dequantizeEntriesCpu(at::Tensor& out, const at::Tensor& codesIn, int64_t bi
 }
 
 } // namespace
-
-constexpr double LargestHalf = 65504;
 
 at::Tensor exact(const at::Tensor& x, at::ScalarType type) {
     return type == at::kHalf ? x.clamp(-LargestHalf, LargestHalf).to(type) : x.to(type);
@@ -198,7 +225,10 @@ void defineQuantOperators(torch::Library& m) {
         "int[] offsets) -> ()");
     m.def("pack_groups(Tensor x, int bits, int group, float least_scale) -> (Tensor, Tensor, Tensor)");
 }
-void registerQuantCpu(torch::Library& m) { m.impl("dequantize_entries", torch::dispatch(c10::DispatchKey::CPU, dequantizeEntriesCpu)); }
+void registerQuantCpu(torch::Library& m) {
+    m.impl("dequantize_entries", torch::dispatch(c10::DispatchKey::CPU, dequantizeEntriesCpu));
+    m.impl("pack_groups", torch::dispatch(c10::DispatchKey::CPU, packGroupsCpu));
+}
 void registerQuantComposite(torch::Library& m) {
     m.impl("dequantize_entries", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, dequantizeEntriesComposite));
     m.impl("pack_groups", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, packGroupsComposite));

@@ -1,5 +1,5 @@
-// A pass of one query over its entries in splits, whatever keys and values are stored as. A task is (KV head, split of the entries); it keeps
-// max, sum and weighted values of its split, which are then combined in order.
+// A pass of one query over its entries in splits, whatever keys and values are stored as. A task is (KV head, split of the entries); it
+// keeps max, sum and weighted values of its split, which are then combined in order.
 #pragma once
 
 #include "kernels/cpu/attention_stats.h"
@@ -9,12 +9,12 @@ namespace keepsight::KEEPSIGHT_ISA {
 namespace {
 
 // seen[h]: entries of a head. Of entries [first, first + count) of KV head h, for each of its query heads g:
-//   scores(h, first, count, q, scratch, to, stride)       q [G, width], scaled by scale · log2 e: its products with the keys to to[g · stride + t]
-//   values(h, first, count, weights, stride, scratch, to) Σ weights[g · stride + t] · v added to to[g · width]
+//   scores(h, first, count, q, scratch, to, stride)       q [G, width], scaled by scale · log2 e: its products with the keys to to[g ·
+//   stride + t] values(h, first, count, weights, stride, scratch, to) Σ weights[g · stride + t] · v added to to[g · width]
 // with scratchFloats of scratch, the thread's own.
 template <class Scores, class Values>
-void attendInSplits(const AttentionArgs& args, const std::int64_t* seen, std::int64_t splits, std::int64_t scratchFloats, const Scores& scores,
-                    const Values& values) {
+void attendInSplits(const AttentionArgs& args, const std::int64_t* seen, std::int64_t splits, std::int64_t scratchFloats,
+                    const Scores& scores, const Values& values) {
     const std::int64_t group = args.queryHeads / args.kvHeads, width = roundUp(args.dim, Lanes);
     const bool wantWeights = args.columnSum || args.lastRows || args.map;
     const std::int64_t length = splits * Split, heads = args.queryHeads, perThread = roundUp(group * Split + scratchFloats, 16);

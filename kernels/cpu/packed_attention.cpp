@@ -1,6 +1,7 @@
 // Attention of one query over entries of which most are codes (kernels/packed.h). With c the codes, s and z their scale and zero:
 //   by channel (s, z for a channel of a group of tokens)   q·k̃ = Σ c·(s·q) + Σ z·q: both brackets once a group;   Σ p·ṽ = s·Σ p·c + z·Σ p
-//   by token (s, z for channels of one token)               q·k̃ = s·Σ c·q + z·Σ q;                                  Σ p·ṽ = Σ (p·s)·c + Σ p·z
+//   by token (s, z for channels of one token)               q·k̃ = s·Σ c·q + z·Σ q;                                  Σ p·ṽ = Σ (p·s)·c + Σ
+//   p·z
 // so that a code costs one conversion and one product a head, like a stored number.
 #include "kernels/cpu/attention_splits.h"
 #include "kernels/cpu/isa.h"
@@ -15,9 +16,9 @@ struct Side {
     const PackedSideArgs& args;
     Planes planes;
     std::int64_t kvHeads, group, width, groupWidth; // width: of an entry in whole vectors; groupWidth: channels that share a scale
-    bool byToken;         // else by channel, were it in groups of one token
-    std::int64_t groups;  // by token: of a row; else 1
-    const CodeDots* dots; // by query heads
+    bool byToken;                                   // else by channel, were it in groups of one token
+    std::int64_t groups;                            // by token: of a row; else 1
+    const CodeDots* dots;                           // by query heads
     const AddCodes* add;
 
     Side(const PackedSideArgs& side, const AttentionArgs& attention)
@@ -43,8 +44,8 @@ struct Scratch {
 
     static std::int64_t rowsSize(const Side& side) { return most(side.width, side.groups * Block); }
     static std::int64_t size(const Side& side) {
-        return 3 * rowsSize(side) + BlockHeads * side.groups * Block + roundUp(side.group * side.groups, 16) + side.group * side.planes.width +
-               Block * side.planes.chunks * Lanes / 4;
+        return 3 * rowsSize(side) + BlockHeads * side.groups * Block + roundUp(side.group * side.groups, 16) +
+               side.group * side.planes.width + Block * side.planes.chunks * Lanes / 4;
     }
     Scratch(const Side& side, float* place) {
         const auto take = [&](std::int64_t count) { return (place += count) - count; };
@@ -65,13 +66,13 @@ KEEPSIGHT_INLINE void halves(const std::uint8_t* from, std::int64_t count, float
 }
 
 // Of `count` entries from a row on: [groups, Block], 0 up to whole vectors.
-void tokenParameters(const Side& side, const std::uint8_t* from, std::int64_t count, float* to) {
-    const std::int64_t padded = roundUp(count, Lanes);
-    if (side.groups == 1) halves(from, count, to);
+void tokenParameters(const Side& side, const Scratch& s, const std::uint8_t* from, std::int64_t count, float* to) {
+    float* rows = side.groups == 1 ? to : s.row;
+    halves(from, count * side.groups, rows);
     for (std::int64_t j = 0; j < side.groups; ++j) {
         for (std::int64_t t = 0; t < count && side.groups > 1; ++t)
-            to[j * Block + t] = loadHalf(from + 2 * (t * side.groups + j));
-        for (std::int64_t t = count; t < padded; ++t)
+            to[j * Block + t] = rows[t * side.groups + j];
+        for (std::int64_t t = count, padded = roundUp(count, Lanes); t < padded; ++t)
             to[j * Block + t] = 0;
     }
 }
@@ -109,8 +110,8 @@ void tokenScores(const Side& side, const Scratch& s, std::int64_t h, std::int64_
             s.sums[g * side.groups + j] = total(q + g * side.width + j * side.groupWidth, side.groupWidth);
     }
     blocksOf(side, s, h, begin, begin + count, [&](std::int64_t first, std::int64_t n, const std::uint8_t* codes, std::int64_t row) {
-        tokenParameters(side, side.parametersAt(side.args.scale, h, first), n, s.scale);
-        tokenParameters(side, side.parametersAt(side.args.zero, h, first), n, s.zero);
+        tokenParameters(side, s, side.parametersAt(side.args.scale, h, first), n, s.scale);
+        tokenParameters(side, s, side.parametersAt(side.args.zero, h, first), n, s.zero);
         for (std::int64_t g = 0; g < side.group; g += BlockHeads) {
             const std::int64_t heads = least(BlockHeads, side.group - g);
             side.dots[heads](codes, row, n, side.planes, rows + g * side.planes.width, s.scale, groupOf, s.weights);
@@ -130,8 +131,8 @@ void tokenScores(const Side& side, const Scratch& s, std::int64_t h, std::int64_
     });
 }
 
-void channelScores(const Side& side, const Scratch& s, std::int64_t h, std::int64_t begin, std::int64_t count, const float* q, float* scores,
-                   std::int64_t stride) {
+void channelScores(const Side& side, const Scratch& s, std::int64_t h, std::int64_t begin, std::int64_t count, const float* q,
+                   float* scores, std::int64_t stride) {
     const std::int64_t end = begin + count, tokens = side.args.groupTokens;
     for (std::int64_t from = begin, to = begin; from < end; from = to) { // entries of one row of scale and zero
         const std::int64_t parameters = from / tokens;
@@ -169,8 +170,8 @@ void tokenValues(const Side& side, const Scratch& s, std::int64_t h, std::int64_
     std::memset(s.sums, 0, static_cast<std::size_t>(side.group * side.groups) * 4);
     blocksOf(side, s, h, begin, begin + count, [&](std::int64_t first, std::int64_t n, const std::uint8_t* codes, std::int64_t row) {
         const std::int64_t padded = roundUp(n, Lanes), head = side.groups * Block;
-        tokenParameters(side, side.parametersAt(side.args.scale, h, first), n, s.scale);
-        tokenParameters(side, side.parametersAt(side.args.zero, h, first), n, s.zero);
+        tokenParameters(side, s, side.parametersAt(side.args.scale, h, first), n, s.scale);
+        tokenParameters(side, s, side.parametersAt(side.args.zero, h, first), n, s.zero);
         for (std::int64_t g = 0; g < side.group; g += BlockHeads) {
             const std::int64_t heads = least(BlockHeads, side.group - g);
             for (std::int64_t i = 0; i < heads; ++i) {
@@ -212,8 +213,8 @@ void channelValues(const Side& side, const Scratch& s, std::int64_t h, std::int6
         std::memset(s.rows, 0, static_cast<std::size_t>(side.group * side.planes.width) * 4);
         blocksOf(side, s, h, from, to, [&](std::int64_t first, std::int64_t n, const std::uint8_t* codes, std::int64_t row) {
             for (std::int64_t g = 0; g < side.group; g += BlockHeads)
-                side.add[least(BlockHeads, side.group - g)](codes, row, n, side.planes, weights + g * stride + first - begin, stride, nullptr,
-                                                            s.rows + g * side.planes.width);
+                side.add[least(BlockHeads, side.group - g)](codes, row, n, side.planes, weights + g * stride + first - begin, stride,
+                                                            nullptr, s.rows + g * side.planes.width);
         });
         channelParameters(side, side.parametersAt(side.args.scale, h, parameters), s.scale);
         channelParameters(side, side.parametersAt(side.args.zero, h, parameters), s.zero);
@@ -234,8 +235,10 @@ void channelValues(const Side& side, const Scratch& s, std::int64_t h, std::int6
 
 // Entries [first, first + count) of a head as its parts have them: exact(rows, begin in them, count, offset), codes(begin, count, offset).
 template <class Exact, class Codes>
-KEEPSIGHT_INLINE void overParts(const Side& side, std::int64_t h, std::int64_t first, std::int64_t count, const Exact& exact, const Codes& codes) {
-    const std::int64_t firstEnd = side.args.counts[h], tail = firstEnd + side.args.counts[side.kvHeads + h], end = first + count, dim = side.planes.dim;
+KEEPSIGHT_INLINE void overParts(const Side& side, std::int64_t h, std::int64_t first, std::int64_t count, const Exact& exact,
+                                const Codes& codes) {
+    const std::int64_t firstEnd = side.args.counts[h], tail = firstEnd + side.args.counts[side.kvHeads + h], end = first + count,
+                       dim = side.planes.dim;
     const std::int64_t a = least(most(firstEnd, first), end), b = least(most(tail, first), end);
     if (first < a) exact(Rows{side.args.first, side.args.firstHead, dim}, first, a - first, 0);
     if (a < b) codes(a - firstEnd, b - a, a - first);

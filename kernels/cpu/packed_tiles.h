@@ -1,5 +1,5 @@
-// Blocks of codes against the query heads of their KV head, read as they lie (kernels/quant.h): a vector of bytes becomes a vector of codes for each
-// plane. Every code is unpacked once for up to four of these heads.
+// Blocks of codes against the query heads of their KV head, read as they lie (kernels/quant.h): a vector of bytes becomes a vector of codes
+// for each plane. Every code is unpacked once for up to four of these heads.
 #pragma once
 
 #include "kernels/cpu/simd.h"
@@ -10,8 +10,8 @@ namespace {
 
 constexpr std::int64_t Block = 64, BlockHeads = 4; // entries of a block: its codes stay in L1
 
-// A row of codes as vectors: vector p · chunks + c holds codes of plane p. Where planes do not fill vectors each is padded, and values lie in
-// another order than the row's.
+// A row of codes as vectors: vector p · chunks + c holds codes of plane p. Where planes do not fill vectors each is padded, and values lie
+// in another order than the row's.
 struct Planes {
     std::int64_t dim = 0, bytes = 0, chunks = 0, width = 0; // width: values of all vectors
     int bits = 8;
@@ -129,8 +129,8 @@ KEEPSIGHT_INLINE void addVectors(const std::uint8_t* codes, std::int64_t row, st
 
 // The vectors of a chunk, or (8 bits) of the chunks, from plane First on; groupOf null: one weight a row.
 template <int Bits, int First, int V, int G>
-KEEPSIGHT_INLINE void addChunk(const std::uint8_t* codes, std::int64_t row, std::int64_t count, const Planes& planes, std::int64_t chunk, const float* p,
-                               std::int64_t head, const std::int32_t* groupOf, float* out) {
+KEEPSIGHT_INLINE void addChunk(const std::uint8_t* codes, std::int64_t row, std::int64_t count, const Planes& planes, std::int64_t chunk,
+                               const float* p, std::int64_t head, const std::int32_t* groupOf, float* out) {
     std::int64_t groups[V];
     float* to[V];
     for (int v = 0; v < V; ++v) {
@@ -155,10 +155,13 @@ void addCodes(const std::uint8_t* codes, std::int64_t row, std::int64_t count, c
         if (c < planes.chunks) addChunk<Bits, 0, 1, G>(codes, row, count, planes, c, p, head, groupOf, out);
 }
 
-using CodeDots = void (*)(const std::uint8_t*, std::int64_t, std::int64_t, const Planes&, const float*, const float*, const std::int32_t*, float*);
-using AddCodes = void (*)(const std::uint8_t*, std::int64_t, std::int64_t, const Planes&, const float*, std::int64_t, const std::int32_t*, float*);
+using CodeDots = void (*)(const std::uint8_t*, std::int64_t, std::int64_t, const Planes&, const float*, const float*, const std::int32_t*,
+                          float*);
+using AddCodes = void (*)(const std::uint8_t*, std::int64_t, std::int64_t, const Planes&, const float*, std::int64_t, const std::int32_t*,
+                          float*);
 template <int Bits, bool Scaled>
-constexpr CodeDots DotsOf[] = {nullptr, codeDots<Bits, 1, Scaled>, codeDots<Bits, 2, Scaled>, codeDots<Bits, 3, Scaled>, codeDots<Bits, 4, Scaled>};
+constexpr CodeDots DotsOf[] = {nullptr, codeDots<Bits, 1, Scaled>, codeDots<Bits, 2, Scaled>, codeDots<Bits, 3, Scaled>,
+                               codeDots<Bits, 4, Scaled>};
 template <int Bits>
 constexpr AddCodes AddOf[] = {nullptr, addCodes<Bits, 1>, addCodes<Bits, 2>, addCodes<Bits, 3>, addCodes<Bits, 4>};
 

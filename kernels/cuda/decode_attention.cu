@@ -32,7 +32,8 @@ struct DecodeShared { // sizes of the parts of a block's shared memory
     static constexpr int Queries = TileScores<T, Dim, 1>::SharedFloats, Weights = TileOutputs<T, Dim>::SharedFloats;
     static constexpr int RingBytes = Ring * TileStream<T, Dim, Ring, true>::Stage;
     static std::size_t bytes(int warps, int kvHeads, int walks, int blocks) {
-        return static_cast<std::size_t>(warps * (RingBytes + (Weights + Waiting * TileHeads * 2) * 4) + DecodeWalks<T, Dim>::outputBytes(warps, blocks) +
+        return static_cast<std::size_t>(warps * (RingBytes + (Weights + Waiting * TileHeads * 2) * 4) +
+                                        DecodeWalks<T, Dim>::outputBytes(warps, blocks) +
                                         (Queries + kvHeads + 3 * walks + 2 + Waiting) * 4);
     }
 };
@@ -46,8 +47,8 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
     const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
     const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
     float* allOutputs = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes);
-    float* weights =
-        reinterpret_cast<float*>(shared + warps * Sizes::RingBytes + DecodeWalks<T, Dim>::outputBytes(warps, static_cast<int>(gridDim.x))); // [warps, …]
+    float* weights = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes +
+                                              DecodeWalks<T, Dim>::outputBytes(warps, static_cast<int>(gridDim.x))); // [warps, …]
     float2* tops = reinterpret_cast<float2*>(weights + warps * Sizes::Weights); // [Waiting, warps, 8] (max, sum)
     float* queries = reinterpret_cast<float*>(tops + Waiting * warps * TileHeads);
     int* held = reinterpret_cast<int*>(queries + Sizes::Queries); // [kvHeads]

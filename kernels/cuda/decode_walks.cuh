@@ -1,5 +1,6 @@
-// What decode attention does with the walks of a block's share, whatever their entries lie in: the warps' outputs are added up in shared memory; a
-// walk shared by several blocks is put together by the one that finishes last, slice by slice in their order, so runs repeat bit for bit.
+// What decode attention does with the walks of a block's share, whatever their entries lie in: the warps' outputs are added up in shared
+// memory; a walk shared by several blocks is put together by the one that finishes last, slice by slice in their order, so runs repeat bit
+// for bit.
 #pragma once
 
 #include "kernels/cuda/tile.cuh"
@@ -119,8 +120,8 @@ struct DecodeWalks {
 #pragma unroll
                 for (int k = 0; k < Warps; ++k) {
                     part[k] = k < warps ? top0[k * TileHeads + g] : make_float2(-FLT_MAX, 0);
-                    x[k] = k < warps ? *reinterpret_cast<const float2*>(from + k * Outputs + OutputPlace<Dim>::of(g, d))
-                                     : make_float2(0, 0);
+                    x[k] =
+                        k < warps ? *reinterpret_cast<const float2*>(from + k * Outputs + OutputPlace<Dim>::of(g, d)) : make_float2(0, 0);
                     top = fmaxf(top, part[k].x);
                 }
 #pragma unroll

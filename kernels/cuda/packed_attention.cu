@@ -1,10 +1,11 @@
-// Attention of one new query over ragged entries of which most are codes (kernels/packed.h): decode_attention.cu's walks over units of 32 entries.
+// Attention of one new query over ragged entries of which most are codes (kernels/packed.h): decode_attention.cu's walks over units of 32
+// entries.
 //
-// Keys and values of a head turn from exact entries to codes and back at places of their own; these cut a head into five segments at most, and
-// segments into units, so that a unit has one source of keys and one of values. A unit of codes has 32 entries (16 where that many share a
-// scale along channels, whose groups it never crosses), one with exact entries 8: what a warp holds of either takes about as much room. The
-// counts are read on the device, so one captured graph serves every step.
-// The maximum a head's weights are taken against follows with slack: most tiles need no exchange between lanes to see that it still serves.
+// Keys and values of a head turn from exact entries to codes and back at places of their own; these cut a head into five segments at most,
+// and segments into units, so that a unit has one source of keys and one of values. A unit of codes has 32 entries (16 where that many
+// share a scale along channels, whose groups it never crosses), one with exact entries 8: what a warp holds of either takes about as much
+// room. The counts are read on the device, so one captured graph serves every step. The maximum a head's weights are taken against follows
+// with slack: most tiles need no exchange between lanes to see that it still serves.
 #include "kernels/cuda/decode_walks.cuh"
 #include "kernels/cuda/launch_decode.h"
 #include "kernels/cuda/overlap.cuh"
@@ -16,17 +17,14 @@ namespace keepsight::cuda {
 namespace {
 
 constexpr int Segments = 5; // of a head
-#ifndef WARPS
-#define WARPS 8
-#endif
-#ifndef HELD
-#define HELD 2
-#endif
-template <int Bits> constexpr int Warps = Bits == 8 ? MaxWarps : WARPS;
-template <int Bits> constexpr int Held = Bits == 8 ? Waiting : HELD;
-template <class T, int Dim, int Bits> using PackedWalks = DecodeWalks<T, Dim, Warps<Bits>, Held<Bits>>;
+// Warps of a block, fewer where shared memory is short: few bits leave the processor more to do than the memory, and room for more of them.
+template <int Bits>
+constexpr int Warps = Bits == 8 ? 8 : 12;
+constexpr int Held = 1; // heads in hand: a second one would take the place of units on their way
+template <class T, int Dim, int Bits>
+using PackedWalks = DecodeWalks<T, Dim, Warps<Bits>, Held>;
 
-struct Segment { // one source of keys, one of values
+struct Segment {          // one source of keys, one of values
     int unitsEnd, origin; // units of the head before its end; unit u starts at entry origin + rows · u
     int begin, end;       // entries
 };
@@ -60,18 +58,22 @@ __device__ int cutHead(const PackedAttentionArgs& a, int head, int codeRows, boo
     return units;
 }
 
-// A warp's ring of units. Each starts with an int4: the entry of row 0; low | high << 8 | Keys or Values that are codes; where the rows of scale
-// and zero of row 0 are in the keys' and in the values' part. Rows low … high − 1 are entries.
+// A warp's ring of units. Each starts with an int4: the entry of row 0; low | high << 8 | Keys or Values that are codes; where the rows of
+// scale and zero of row 0 are in the keys' and in the values' part. Rows low … high − 1 are entries.
 template <class T, int Dim, int Bits, bool ByChannel>
 struct PackedStream {
     using Codes = CodeTile<Dim, Bits>;
     using Exact = Tile<T, Dim>;
-    static constexpr int TokenRows = CodeRows * Codes::Blocks * 2 + 16, ExactBytes = ExactRows * Exact::Pitch * 16; // they start anywhere in 16 bytes
+    static constexpr int TokenRows = Codes::Rows * Codes::Blocks * 2 + 16,
+                         ExactBytes = ExactRows * Exact::Pitch * 16; // they start anywhere in 16 bytes
     static constexpr int atLeast(int a, int b) { return a > b ? a : b; }
     static constexpr int Keys = 1 << 16, Values = 1 << 17;
     static constexpr int ZeroAfter = ByChannel ? Dim * 2 : TokenRows; // of keys; of values TokenRows
-    static constexpr int KeyPart = atLeast(Codes::Bytes + 2 * ZeroAfter, ExactBytes), ValuePart = atLeast(Codes::Bytes + 2 * TokenRows, ExactBytes);
-    static constexpr int Stage = 16 + KeyPart + ValuePart, Room = (226 * 1024 - PackedWalks<T, Dim, Bits>::outputBytes(Warps<Bits>, 1)) / Warps<Bits> - 256,
+    static constexpr int KeyPart = atLeast(Codes::Bytes + 2 * ZeroAfter, ExactBytes),
+                         ValuePart = atLeast(Codes::Bytes + 2 * TokenRows, ExactBytes);
+    static constexpr int Stage = 16 + KeyPart + ValuePart,
+                         Room = (226 * 1024 - PackedWalks<T, Dim, Bits>::outputBytes(Warps<Bits>, 1)) / Warps<Bits> - 256 -
+                                PackedQueries<T, Dim, Bits, ByChannel>::StoredBytes,
                          Ring = Stage * 6 <= Room ? 6 : Room / Stage;
 
     const PackedAttentionArgs& a;
@@ -80,7 +82,8 @@ struct PackedStream {
     const Segment* segments; // [kvHeads, Segments]
     const int* first;        // of flattenHeads()
     int parts, warps, codeRows, groupShift, next, end, walk, segment = 0, place = 0;
-    // Of the segment that the next unit is in: where it ends, in units of the block; entry of unit 0; what it holds. Sources are the lane's, of entry 0.
+    // Of the segment that the next unit is in: where it ends, in units of the block; entry of unit 0; what it holds. Sources are the
+    // lane's, of entry 0.
     int limit = 0, origin = 0, begins = 0, ends = 0, kinds = 0, head = 0;
     const std::uint8_t *keyCodes = nullptr, *valueCodes = nullptr;
     const char *keyRows = nullptr, *valueRows = nullptr;
@@ -103,12 +106,14 @@ struct PackedStream {
         const Cuts cut = cuts[head];
         const Segment in = segments[head * Segments + segment];
         begins = in.begin, ends = in.end, limit = first[walk] + in.unitsEnd;
-        kinds = (begins >= cut.keysFirst && begins < cut.keysTail ? Keys : 0) | (begins >= cut.valuesFirst && begins < cut.valuesTail ? Values : 0);
+        kinds = (begins >= cut.keysFirst && begins < cut.keysTail ? Keys : 0) |
+                (begins >= cut.valuesFirst && begins < cut.valuesTail ? Values : 0);
         origin = in.origin - rows() * first[walk];
         keyCodes = a.keys.codes + head * a.keys.codesHead - static_cast<std::int64_t>(cut.keysFirst) * Codes::Row + lane * 16;
         valueCodes = a.values.codes + head * a.values.codesHead - static_cast<std::int64_t>(cut.valuesFirst) * Codes::Row + lane * 16;
         if constexpr (ByChannel)
-            keyRows = static_cast<const char*>(lane < Dim / 8 ? a.keys.scale : a.keys.zero) + head * a.keys.parametersHead * 2 + lane % (Dim / 8) * 16;
+            keyRows = static_cast<const char*>(lane < Dim / 8 ? a.keys.scale : a.keys.zero) + head * a.keys.parametersHead * 2 +
+                      lane % (Dim / 8) * 16;
         else
             keyRows = tokenRows(a.keys, head, cut.keysFirst);
         valueRows = tokenRows(a.values, head, cut.valuesFirst);
@@ -118,7 +123,8 @@ struct PackedStream {
     __device__ int copyTokenRows(const PackedSideArgs& side, const char* mine, unsigned to, int entry, int low, int high) const {
         const int lane = static_cast<int>(threadIdx.x) % 32, rowBytes = static_cast<int>(side.groups) * 2;
         const char* from = mine + static_cast<std::int64_t>(entry + low) * rowBytes;
-        const int before = static_cast<int>(reinterpret_cast<std::uintptr_t>(from) % 16), bytes = (high - low) * rowBytes; // the same in all lanes
+        const int before = static_cast<int>(reinterpret_cast<std::uintptr_t>(from) % 16),
+                  bytes = (high - low) * rowBytes; // the same in all lanes
         const unsigned target = to + (lane < 16 ? 0 : TokenRows) + lane % 16 * 16;
         const int left = before + bytes - lane % 16 * 16;
         if (left > 0) copyAsync(target, from - before, min(left, 16));
@@ -126,7 +132,8 @@ struct PackedStream {
         return Codes::Bytes + before - low * rowBytes;
     }
     __device__ int copyChannelRows(unsigned to, int begin) const {
-        const int lane = static_cast<int>(threadIdx.x) % 32, row = groupShift >= 0 ? begin >> groupShift : begin / static_cast<int>(a.keys.groupTokens);
+        const int lane = static_cast<int>(threadIdx.x) % 32,
+                  row = groupShift >= 0 ? begin >> groupShift : begin / static_cast<int>(a.keys.groupTokens);
         if (lane < Dim / 4) copyAsync(to + lane * 16, keyRows + static_cast<std::int64_t>(row) * (Dim * 2));
         return Codes::Bytes;
     }
@@ -149,7 +156,7 @@ struct PackedStream {
             const unsigned keys = static_cast<unsigned>(__cvta_generic_to_shared(to)) + 16, values = keys + KeyPart;
             const Cuts& cut = cuts[head];
             int keyPlace = 0, valuePlace = 0;
-            if (high - low == CodeRows) { // codes of both
+            if (high - low == Codes::Rows) { // codes of both
                 Codes::copy(keys, keyCodes + static_cast<std::int64_t>(entry) * Codes::Row);
                 Codes::copy(values, valueCodes + static_cast<std::int64_t>(entry) * Codes::Row);
             } else {
@@ -195,15 +202,18 @@ struct PackedStream {
 template <class T, int Dim, int Bits, bool ByChannel>
 struct PackedShared { // sizes of the parts of a block's shared memory
     using Stream = PackedStream<T, Dim, Bits, ByChannel>;
-    static constexpr int RingBytes = Stream::Ring * Stream::Stage, HeadBytes = sizeof(Cuts) + Segments * sizeof(Segment);
+    static constexpr int RingBytes = Stream::Ring * Stream::Stage, HeadBytes = sizeof(Cuts) + Segments * sizeof(Segment),
+                         StoredBytes = PackedQueries<T, Dim, Bits, ByChannel>::StoredBytes;
     static std::size_t bytes(int warps, int kvHeads, int walks, int blocks) {
-        return static_cast<std::size_t>(warps * (RingBytes + Held<Bits> * TileHeads * 8) + PackedWalks<T, Dim, Bits>::outputBytes(warps, blocks) +
-                                        kvHeads * HeadBytes + (kvHeads + 3 * walks + 2 + Held<Bits>) * 4);
+        return static_cast<std::size_t>(warps * (RingBytes + StoredBytes + Held * TileHeads * 8) +
+                                        PackedWalks<T, Dim, Bits>::outputBytes(warps, blocks) + kvHeads * HeadBytes +
+                                        (kvHeads + 3 * walks + 2 + Held) * 4);
     }
 };
 
 template <class T, int Dim, int Bits, bool ByChannel>
-__global__ void __launch_bounds__(Warps<Bits> * 32, 1) packed_attention_kernel(const __grid_constant__ PackedAttentionArgs args, const __grid_constant__ DecodeScratch s) {
+__global__ void __launch_bounds__(Warps<Bits> * 32, 1)
+    packed_attention_kernel(const __grid_constant__ PackedAttentionArgs args, const __grid_constant__ DecodeScratch s) {
     letLaterKernelsStart(); // they wait for the end before they read the output
     extern __shared__ __align__(128) char shared[];
     using Sizes = PackedShared<T, Dim, Bits, ByChannel>;
@@ -214,25 +224,27 @@ __global__ void __launch_bounds__(Warps<Bits> * 32, 1) packed_attention_kernel(c
     const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
     const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
     float* allOutputs = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes);
-    float2* tops = reinterpret_cast<float2*>(shared + warps * Sizes::RingBytes +
-                                             PackedWalks<T, Dim, Bits>::outputBytes(warps, static_cast<int>(gridDim.x))); // [Held, warps, 8]
-    Cuts* cuts = reinterpret_cast<Cuts*>(tops + Held<Bits> * warps * TileHeads);                                         // [kvHeads]
-    Segment* segments = reinterpret_cast<Segment*>(cuts + a.kvHeads);                                                 // [kvHeads, Segments]
-    int* units = reinterpret_cast<int*>(segments + a.kvHeads * Segments);                                             // [kvHeads]
-    int* first = units + a.kvHeads;                                                                                   // [walks + 1]
+    char* stored =
+        shared + warps * Sizes::RingBytes + PackedWalks<T, Dim, Bits>::outputBytes(warps, static_cast<int>(gridDim.x)); // of queries
+    float2* tops = reinterpret_cast<float2*>(stored + warps * Sizes::StoredBytes);                                      // [Held, warps, 8]
+    Cuts* cuts = reinterpret_cast<Cuts*>(tops + Held * warps * TileHeads);                                              // [kvHeads]
+    Segment* segments = reinterpret_cast<Segment*>(cuts + a.kvHeads);     // [kvHeads, Segments]
+    int* units = reinterpret_cast<int*>(segments + a.kvHeads * Segments); // [kvHeads]
+    int* first = units + a.kvHeads;                                       // [walks + 1]
     const int group = static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads), parts = (group + TileHeads - 1) / TileHeads,
               walks = static_cast<int>(a.kvHeads) * parts;
-    int* last = first + walks + 1;                                                                  // [Held]
-    int2* takers = reinterpret_cast<int2*>(last + Held<Bits> + (a.kvHeads + walks + 1 + Held<Bits>) % 2); // [walks] first block, how many
+    int* last = first + walks + 1;                                                            // [Held]
+    int2* takers = reinterpret_cast<int2*>(last + Held + (a.kvHeads + walks + 1 + Held) % 2); // [walks] first block, how many
 
-    const int groupTokens = static_cast<int>(args.keys.groupTokens), codeRows = ByChannel && groupTokens % CodeRows ? CodeRows / 2 : CodeRows;
+    const int groupTokens = static_cast<int>(args.keys.groupTokens),
+              codeRows = ByChannel && groupTokens % Codes::Rows ? TileEntries : Codes::Rows;
     const int groupShift = groupTokens & (groupTokens - 1) ? -1 : __ffs(groupTokens) - 1;
     if (warp == 0)
-        flattenHeads(static_cast<int>(a.kvHeads), parts, 1, units, first, [&](int h) {
-            return h < a.kvHeads ? cutHead(args, h, codeRows, ByChannel, cuts[h], segments + h * Segments) : 0;
-        });
+        flattenHeads(static_cast<int>(a.kvHeads), parts, 1, units, first,
+                     [&](int h) { return h < a.kvHeads ? cutHead(args, h, codeRows, ByChannel, cuts[h], segments + h * Segments) : 0; });
     __syncthreads();
-    const int tiles = first[walks], blocks = blocksFor(first, walks, warps, static_cast<int>(gridDim.x)), block = static_cast<int>(blockIdx.x);
+    const int tiles = first[walks], blocks = blocksFor(first, walks, min(warps, MaxWarps), static_cast<int>(gridDim.x)),
+              block = static_cast<int>(blockIdx.x);
     const PackedWalks<T, Dim, Bits> share{a, s, group, parts, warps, block, allOutputs, tops, last, takers};
     share.clearEmpty(first, walks);
     if (block >= blocks) return;
@@ -241,16 +253,18 @@ __global__ void __launch_bounds__(Warps<Bits> * 32, 1) packed_attention_kernel(c
     const float scale = a.scale * Log2E;
     const int keyGroups = ByChannel ? 1 : static_cast<int>(args.keys.groups), valueGroups = static_cast<int>(args.values.groups);
     PackedQueries<T, Dim, Bits, ByChannel> queries;
+    queries.stored = stored + warp * Sizes::StoredBytes;
     Outputs outputs;
     int begin = shareBegin(block, tiles, blocks);
     const int end = shareBegin(block + 1, tiles, blocks);
     int walk = walkOfTile(first, walks, begin);
-    Stream stream{args, shared + warp * Sizes::RingBytes, cuts, segments, first, parts, warps, codeRows, groupShift, begin + warp, end, walk};
+    Stream stream{args, shared + warp * Sizes::RingBytes, cuts, segments, first, parts, warps, codeRows, groupShift, begin + warp, end,
+                  walk};
     const auto readAhead = [&](int of) { // of a walk
         const Walk w(group, parts, of);
         queries.expect(static_cast<const T*>(a.q.data) + w.queryHead * a.q.head, a.q.head, w.queryHeads);
     };
-    int waiting = 0, waitingWalk[Held<Bits>] = {};
+    int waiting = 0, waitingWalk[Held] = {};
     readAhead(walk);
     stream.begin();
 #pragma unroll 1
@@ -343,15 +357,8 @@ __global__ void __launch_bounds__(Warps<Bits> * 32, 1) packed_attention_kernel(c
                 else
                     outputs.addExact(values, p[0]);
             };
-#if VARIANT == 2
-            if (high - low == CodeRows)
-#pragma unroll 1
-                for (int at = 0; at < CodeRows; at += TileEntries)
-                    attend(std::integral_constant<int, 1>{}, std::true_type{}, at);
-#else
-            if (high - low == CodeRows)
-                attend(std::integral_constant<int, CodeRows / TileEntries>{}, std::true_type{}, 0);
-#endif
+            if (high - low == Codes::Rows)
+                attend(std::integral_constant<int, Codes::Rows / TileEntries>{}, std::true_type{}, 0);
             else
 #pragma unroll 1
                 for (int at = 0; at < high; at += TileEntries)
@@ -364,7 +371,7 @@ __global__ void __launch_bounds__(Warps<Bits> * 32, 1) packed_attention_kernel(c
         // As in decode_attention.cu: what waits is added up at the end, when no unit is missed meanwhile.
         waitingWalk[waiting++] = walk;
         begin = stop, walk = after;
-        if (waiting == Held<Bits> || begin == end) {
+        if (waiting == Held || begin == end) {
             share.finish(waitingWalk, waiting);
             waiting = 0;
         }
@@ -374,7 +381,8 @@ __global__ void __launch_bounds__(Warps<Bits> * 32, 1) packed_attention_kernel(c
 template <class T, int Dim, int Bits, bool ByChannel>
 cudaError_t launch(const PackedAttentionArgs& args, const DecodeScratch& scratch, const CudaDevice& device, cudaStream_t stream) {
     using Sizes = PackedShared<T, Dim, Bits, ByChannel>;
-    const int kvHeads = static_cast<int>(args.attention.kvHeads), walks = walksOf(args.attention.queryHeads, kvHeads), blocks = decodeBlocks(device);
+    const int kvHeads = static_cast<int>(args.attention.kvHeads), walks = walksOf(args.attention.queryHeads, kvHeads),
+              blocks = decodeBlocks(device);
     int warps = Warps<Bits>;
 #pragma unroll 1
     while (warps > 1 && Sizes::bytes(warps, kvHeads, walks, blocks) > static_cast<std::size_t>(device.sharedPerBlock))
@@ -416,8 +424,8 @@ bool takesPackedAttention(const PackedAttentionArgs& args, CudaElement element) 
     return takesSide(args.keys, a.dim, true) && takesSide(args.values, a.dim, false);
 }
 
-cudaError_t launchPackedAttention(const PackedAttentionArgs& given, CudaElement element, const DecodeScratch& scratch, const CudaDevice& device,
-                                  cudaStream_t stream) {
+cudaError_t launchPackedAttention(const PackedAttentionArgs& given, CudaElement element, const DecodeScratch& scratch,
+                                  const CudaDevice& device, cudaStream_t stream) {
     if (!takesPackedAttention(given, element)) return cudaErrorNotSupported;
     PackedAttentionArgs args = given;
     const std::int64_t dim = args.attention.dim;
@@ -428,7 +436,8 @@ cudaError_t launchPackedAttention(const PackedAttentionArgs& given, CudaElement 
     const auto withForm = [&](auto zero, auto size, auto width) {
         using T = decltype(zero);
         constexpr int Dim = decltype(size)::value, Bits = decltype(width)::value;
-        return byChannel ? launch<T, Dim, Bits, true>(args, scratch, device, stream) : launch<T, Dim, Bits, false>(args, scratch, device, stream);
+        return byChannel ? launch<T, Dim, Bits, true>(args, scratch, device, stream)
+                         : launch<T, Dim, Bits, false>(args, scratch, device, stream);
     };
     const auto withBits = [&](auto zero, auto size) {
         return bits == 2   ? withForm(zero, size, std::integral_constant<int, 2>{})

@@ -1,12 +1,14 @@
 // Entries held as codes against up to 8 query heads, by one warp: tile.cuh's two products, 16 entries at a time, straight from the codes.
 //
-// A code of b bits, cut out of its byte by one AND, is a subnormal fp16 number: code · 2^(b·j − 24) in plane j, exact. The matrix units take it as it is: so
-// // the codes of a tile are never written out as numbers, and nothing has to be subtracted. The powers of two are made good elsewhere: queries that meet plane
-// j count 2^(−b·j) times, sums of values keep 2^(b·j), and 2^−24 leaves with the results. A register takes two codes: of keys the bytes 0 and 2,
-// or 1 and 3, of a word (queries are woven alike), of values the same byte of two entries.
+// A code of b bits, cut out of its byte by one AND, is a subnormal fp16 number: code · 2^(b·j − 24) in plane j, exact. The matrix units
+// take it as it is: so the codes of a tile are never written out as numbers, and nothing has to be subtracted. The powers of two are made
+// good elsewhere: queries that meet plane j count 2^(−b·j) times, sums of values keep 2^(b·j), and 2^−24 leaves with the results. A
+// register takes two codes: of keys the bytes 0 and 2, or 1 and 3, of a word (queries are woven alike), of values the same byte of two
+// entries.
 //
-// Scale and zero of keys by channel go into the queries, once for a unit (PackedQueries::fold); of keys by token into the sums of each block of 32
-// channels. Values' scales go into the weights P, once for a block of 32 channels; Σ p·zero, and Σ p beside it, is one more product with P.
+// Scale and zero of keys by channel go into the queries, once for a unit (PackedQueries::fold); of keys by token into the sums of each
+// block of 32 channels. Values' scales go into the weights P, once for a block of 32 channels; Σ p·zero, and Σ p beside it, is one more
+// product with P.
 //
 // In shared memory 32 bytes of a row stay together; rows and these segments are permuted so that neither keys nor values meet in a bank.
 #pragma once
@@ -16,7 +18,7 @@
 
 namespace keepsight::cuda {
 
-constexpr int CodeRows = 32, ExactRows = 8; // entries of a unit, what a warp copies at a time: fewer where its keys or values are exact
+constexpr int ExactRows = 8; // of a unit, what a warp copies at a time, where its keys or values are exact
 
 __device__ inline float twoTo(int e) { return __int_as_float((127 + e) << 23); } // −126 … 127
 __device__ inline unsigned multiplied(unsigned a, unsigned b) {                  // two fp16 values
@@ -34,12 +36,15 @@ __device__ inline void copyAsync(unsigned shared, const void* from, int bytes) {
 // How the codes of a unit lie. A block is 32 neighbouring channels; (block, word) and (block, half) count the products of 16 channels.
 template <int Dim, int Bits>
 struct CodeTile {
-    static constexpr int Planes = 8 / Bits, Row = Dim * Bits / 8, Segments = Row / 32, Blocks = Dim / 32, Bytes = CodeRows * Row;
+    static constexpr int Rows = 32; // of a unit
+    static constexpr int Planes = 8 / Bits, Row = Dim * Bits / 8, Segments = Row / 32, Blocks = Dim / 32, Bytes = Rows * Row;
     static constexpr bool Narrow = Row < 32; // a plane is 16 channels, half a block
     static constexpr unsigned Mask = ((1u << Bits) - 1) * 0x10001u;
 
     __device__ static int place(int r) { return r ^ (r >> 2); } // of entry(r) among 8
-    __device__ static int swizzle(int place, int segment) { return Segments < 4 ? segment ^ (Segments == 2 ? place / 2 % 2 : 0) : segment ^ place % 4; }
+    __device__ static int swizzle(int place, int segment) {
+        return Segments < 4 ? segment ^ (Segments == 2 ? place / 2 % 2 : 0) : segment ^ place % 4;
+    }
     // Where the 16 bytes that a lane copies in step `i` of a unit go; the steps follow each other in the source.
     __device__ static int target(int i) {
         constexpr int Chunks = Row / 16;
@@ -103,24 +108,26 @@ template <class T, int Dim, int Bits, bool ByChannel>
 struct PackedQueries {
     using Codes = CodeTile<Dim, Bits>;
     static constexpr int Blocks = Codes::Blocks;
-    // Exponent of the largest query: by channel a product with any fp16 scale stays finite; by token so do sums of 128.
-    static constexpr int Top = ByChannel ? -1 : 6;
-    unsigned fine[Blocks][4];            // of head r, over 2^e. By channel: channels of(block, i) and the next; by token: woven, times 2^(−b·j)
-    unsigned woven[Blocks][4];           // by channel: of the unit
-    unsigned sums[2];                    // by token: of the queries of each group, in two fp16 terms, as a matrix of 16 groups
-    float up, scales[2], offsets[2];     // 2^e of head r, and of heads 2c, 2c + 1; by channel: of the unit, Σ q·zero
+    // Exponent of the largest query. By channel: as high as its product with a scale stays finite, whose 2^Bits steps span fp16's range at
+    // the most. By token: sums of 128 stay so.
+    static constexpr int Top = !ByChannel ? 6 : Bits == 8 ? 5 : Bits == 4 ? 1 : -1;
+    static constexpr int StoredBytes = ByChannel ? Blocks * 512 : 0;
+    char*
+        stored; // by channel: of head r, over 2^e, channels of(block, i) and the next; [Blocks, 32 lanes, 4], of the warp in shared memory
+    unsigned woven[Blocks][4];       // woven, times 2^(−b·j). By token: over 2^e; by channel: times the scales of the unit
+    unsigned sums[2];                // by token: of the queries of each group, in two fp16 terms, as a matrix of 16 groups
+    float up, scales[2], offsets[2]; // 2^e of head r, and of heads 2c, 2c + 1; by channel: of the unit, Σ q·zero
     int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
 
-    __device__ int of(int block, int i) const {
-        return block * 32 + (Codes::Narrow ? i / 2 * 16 + c * 4 + i % 2 * 2 : c * 8 + i * 2);
-    }
+    __device__ int of(int block, int i) const { return block * 32 + (Codes::Narrow ? i / 2 * 16 + c * 4 + i % 2 * 2 : c * 8 + i * 2); }
     // A row of 16-bit values at the channels of the lane.
     __device__ void readRow(unsigned (&to)[Blocks][4], const void* row) const {
         const char* from = static_cast<const char*>(row);
 #pragma unroll
         for (int x = 0; x < Blocks; ++x) {
             if constexpr (Codes::Narrow) {
-                const uint2 a = *reinterpret_cast<const uint2*>(from + of(x, 0) * 2), b = *reinterpret_cast<const uint2*>(from + of(x, 2) * 2);
+                const uint2 a = *reinterpret_cast<const uint2*>(from + of(x, 0) * 2),
+                            b = *reinterpret_cast<const uint2*>(from + of(x, 2) * 2);
                 to[x][0] = a.x, to[x][1] = a.y, to[x][2] = b.x, to[x][3] = b.y;
             } else {
                 const uint4 a = *reinterpret_cast<const uint4*>(from + of(x, 0) * 2);
@@ -140,7 +147,11 @@ struct PackedQueries {
                 to[x][2 * w] = __byte_perm(low, high, 0x5410), to[x][2 * w + 1] = __byte_perm(low, high, 0x7632);
             }
     }
-    // Queries of a part to come: head i at q + i·stride. Long before use(): behind the units already asked for a load takes as long as all of them.
+    __device__ uint4* storedAt(int block) const {
+        return reinterpret_cast<uint4*>(stored) + block * 32 + static_cast<int>(threadIdx.x) % 32;
+    }
+    // Queries of a part to come: head i at q + i·stride. Long before use(): behind the units already asked for a load takes as long as all
+    // of them.
     __device__ void expect(const T* q, std::int64_t stride, int heads) const {
         if (r < heads && c < Dim / 32) asm volatile("prefetch.global.L1 [%0];" ::"l"(q + r * stride + c * 32));
     }
@@ -177,10 +188,10 @@ struct PackedQueries {
         }
         if constexpr (ByChannel) {
 #pragma unroll
-            for (int i = 0; i < Blocks * 4; ++i)
-                fine[i / 4][i % 4] = plain[i / 4][i % 4];
+            for (int x = 0; x < Blocks; ++x)
+                *storedAt(x) = make_uint4(plain[x][0], plain[x][1], plain[x][2], plain[x][3]); // read by the same lane only
         } else {
-            weave(fine, plain);
+            weave(woven, plain);
             float mine[2] = {}; // of groups 2c and 2c + 1
 #pragma unroll
             for (int x = 0; x < Blocks; ++x) {
@@ -200,20 +211,24 @@ struct PackedQueries {
         unsigned row[Blocks][4];
         float even[4] = {}, odd[4] = {};
         readRow(row, zero);
-        // A row is one operand as it was loaded: words 0 and 2 stand in rows 0 … 7 of the matrix, 1 and 3 in rows 8 … 15. One product makes sense in
-        // the upper rows, the other in the lower ones.
+        // A row is one operand as it was loaded: words 0 and 2 stand in rows 0 … 7 of the matrix, 1 and 3 in rows 8 … 15. One product makes
+        // sense in the upper rows, the other in the lower ones.
 #pragma unroll
         for (int x = 0; x < Blocks; ++x) {
-            multiplyAdd<__half>(even, row[x][0], row[x][1], row[x][2], row[x][3], fine[x][0], fine[x][2]);
-            multiplyAdd<__half>(odd, row[x][0], row[x][1], row[x][2], row[x][3], fine[x][1], fine[x][3]);
+            const uint4 q = *storedAt(x);
+            multiplyAdd<__half>(even, row[x][0], row[x][1], row[x][2], row[x][3], q.x, q.z);
+            multiplyAdd<__half>(odd, row[x][0], row[x][1], row[x][2], row[x][3], q.y, q.w);
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i)
             offsets[i] = (even[i] + odd[2 + i]) * twoTo(-24);
         readRow(row, scale);
 #pragma unroll
-        for (int i = 0; i < Blocks * 4; ++i)
-            row[i / 4][i % 4] = multiplied(row[i / 4][i % 4], fine[i / 4][i % 4]);
+        for (int x = 0; x < Blocks; ++x) {
+            const uint4 q = *storedAt(x);
+            row[x][0] = multiplied(row[x][0], q.x), row[x][1] = multiplied(row[x][1], q.y);
+            row[x][2] = multiplied(row[x][2], q.z), row[x][3] = multiplied(row[x][3], q.w);
+        }
         weave(woven, row);
     }
     static constexpr float DotUnit = ByChannel ? 16777216.0f : 1.0f; // 2^24
@@ -224,7 +239,6 @@ struct PackedQueries {
         if constexpr (ByChannel) sum[0][0] = sum[0][2] = offsets[0], sum[0][1] = sum[0][3] = offsets[1];
         const int at = Codes::place(r);
         const char* row = tile + at * Codes::Row;
-        const unsigned(&q)[Blocks][4] = ByChannel ? woven : fine;
 #pragma unroll
         for (int b = 0; b < (Codes::Narrow ? 1 : Codes::Segments); ++b) {
             unsigned word[2][2] = {}; // [entry e or e + 8][word]
@@ -245,7 +259,7 @@ struct PackedQueries {
                     const unsigned mask = Codes::Mask << (Bits * j);
                     const int x = Codes::Narrow ? j / 2 : j * Codes::Segments + b, half = Codes::Narrow ? j % 2 : w;
                     multiplyAdd<__half>(sum[ByChannel ? j % 2 ^ w : x], word[0][w] & mask, word[1][w] & mask, word[0][w] >> 8 & mask,
-                                        word[1][w] >> 8 & mask, q[x][2 * half], q[x][2 * half + 1]);
+                                        word[1][w] >> 8 & mask, woven[x][2 * half], woven[x][2 * half + 1]);
                 }
         }
         if constexpr (ByChannel) {
@@ -280,10 +294,10 @@ struct PackedQueries {
     // Channels of(block, i) and the next of the query, as it was given: exact entries are few.
     __device__ unsigned exact(int block, int i) const {
         if constexpr (ByChannel) {
-            const float2 x = halves(fine[block][i]);
+            const float2 x = halves(reinterpret_cast<const unsigned*>(storedAt(block))[i]);
             return packed<T>(x.x * up, x.y * up);
         } else {
-            const float2 x = halves(__byte_perm(fine[block][i / 2 * 2], fine[block][i / 2 * 2 + 1], i % 2 ? 0x7632 : 0x5410));
+            const float2 x = halves(__byte_perm(woven[block][i / 2 * 2], woven[block][i / 2 * 2 + 1], i % 2 ? 0x7632 : 0x5410));
             const float by = up * twoTo(Bits * planeOf(block, i / 2));
             return packed<T>(x.x * by, x.y * by);
         }
@@ -316,7 +330,8 @@ struct PackedQueries {
     }
 };
 
-// Σ p·v of a warp, [8 heads, Dim], and Σ p. Weights come as p · 2^WeightTop at the least where p is 1, up to 2^WeightLimit: fp16 holds small ones then.
+// Σ p·v of a warp, [8 heads, Dim], and Σ p. Weights come as p · 2^WeightTop at the least where p is 1, up to 2^WeightLimit: fp16 holds
+// small ones then.
 template <class T, int Dim, int Bits>
 struct PackedOutputs {
     using Codes = CodeTile<Dim, Bits>;
@@ -357,8 +372,8 @@ struct PackedOutputs {
                     sums[x][h][i] *= by;
             }
     }
-    // Before a unit of codes: no product of a weight and a scale may pass fp16's range, nor should it lie needlessly low in it. A lane looks at
-    // the scales of one entry.
+    // Before a unit of codes: no product of a weight and a scale may pass fp16's range, nor should it lie needlessly low in it. A lane
+    // looks at the scales of one entry.
     __device__ void prepare(const char* scale, int groups, int low, int high) {
         const int lane = static_cast<int>(threadIdx.x) % 32;
         unsigned most = 0;
@@ -378,7 +393,8 @@ struct PackedOutputs {
         become(true);
     }
     // p: of 16 entries as in S. Those before low and from high on have p = 0, but may hold anything.
-    __device__ __forceinline__ void add(const char* tile, const char* scale, const char* zero, int groups, const float (&p)[4], int low, int high) {
+    __device__ __forceinline__ void add(const char* tile, const char* scale, const char* zero, int groups, const float (&p)[4], int low,
+                                        int high) {
         const unsigned early = packed<__half>(p[0], p[1]), late = packed<__half>(p[2], p[3]);
         const unsigned p0 = transposed8x8(early), p1 = transposed8x8(late);
         const int rowBytes = groups * 2, group = min(r, groups - 1);
@@ -428,7 +444,8 @@ struct PackedOutputs {
             }
 #pragma unroll
             for (int h = 0; h < (Codes::Narrow ? 1 : 2); ++h) {
-                const unsigned first = __byte_perm(word[0], word[1], h ? 0x7632 : 0x5410), second = __byte_perm(word[2], word[3], h ? 0x7632 : 0x5410);
+                const unsigned first = __byte_perm(word[0], word[1], h ? 0x7632 : 0x5410),
+                               second = __byte_perm(word[2], word[3], h ? 0x7632 : 0x5410);
 #pragma unroll
                 for (int j = 0; j < Codes::Planes; ++j) {
                     const unsigned mask = Codes::Mask << (Bits * j);

@@ -172,9 +172,10 @@ void packedAttentions(Bench& bench, int64_t queryHeads, int64_t kvHeads, int64_t
     const at::Tensor q = at::randn({queryHeads, 1, dim}), positions = at::arange(length, at::kInt).expand({kvHeads, length}).contiguous(),
                      lengths = at::full({kvHeads}, length, at::kInt), last = at::full({1}, length - 1, at::kInt);
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+        const at::Tensor random = at::randn({kvHeads, length, dim}).to(dtype);
         std::vector<at::Tensor> entries;
         for (int64_t layer = 0; layer < 2 * layers; ++layer)
-            entries.push_back(at::randn({kvHeads, length, dim}).to(dtype));
+            entries.push_back(random.clone());
         bench.time(std::string(dtype == at::kFloat ? "fp32" : "bf16") + name, static_cast<double>(layers) * values * (dtype == at::kFloat ? 4 : 2), 0, [&] {
             for (size_t layer = 0; layer < entries.size(); layer += 2)
                 ops::attention(q.to(dtype), entries[layer], entries[layer + 1], positions, lengths, last, 0.125);
@@ -182,15 +183,15 @@ void packedAttentions(Bench& bench, int64_t queryHeads, int64_t kvHeads, int64_t
     }
     for (const int64_t bits : {8, 4, 2}) {
         const int64_t coded = length - Exact;
+        const at::Tensor codes = at::randint(0, 256, {kvHeads, coded, dim * bits / 8}, at::kByte), tail = at::randn({kvHeads, Exact, dim});
         std::vector<ops::PackedSide> sides;
         for (int64_t layer = 0; layer < 2 * layers; ++layer) {
             const bool keys = layer % 2 == 0;
             ops::PackedSide& side = sides.emplace_back();
-            side.codes = at::randint(0, 256, {kvHeads, coded, dim * bits / 8}, at::kByte), side.bits = bits;
-            side.groupTokens = keys ? Group : 1;
+            side.codes = codes.clone(), side.bits = bits, side.groupTokens = keys ? Group : 1;
             side.scale = at::full({kvHeads, keys ? (coded + Group - 1) / Group : coded, keys ? dim : dim / Group}, 1.0 / static_cast<double>(1 << bits), at::kHalf);
             side.zero = at::full_like(side.scale, -0.5);
-            side.tail = at::randn({kvHeads, Exact, dim});
+            side.tail = tail;
             side.counts = at::tensor({int64_t{0}, coded, Exact}, at::kInt).unsqueeze(1).expand({3, kvHeads}).contiguous();
         }
         const double bytes = static_cast<double>(layers * (sides[0].codes.nbytes() + sides[1].codes.nbytes() + 2 * (sides[0].scale.nbytes() + sides[1].scale.nbytes())));

@@ -297,6 +297,24 @@ private Q_SLOTS:
                     sameBits(stats[0].map, stats[run].map));
     }
 
+    void layoutsDoNotMatter() {
+        const Case c = makeCase(4, 2, 100, 64, {4, 64, 32}, {4, 2, 1}, Mixed, at::kFloat, false, 5);
+        const auto apart = [](const at::Tensor& t) { // the same values, rows with room between them
+            const at::Tensor room = at::ones({t.size(0), t.size(1), t.size(2) + 1}, t.options());
+            room.narrow(2, 0, t.size(2)).copy_(t);
+            return room.narrow(2, 0, t.size(2));
+        };
+        Case other = c;
+        for (ops::PackedSide* side : {&other.keys, &other.values}) {
+            side->first = apart(side->first), side->codes = apart(side->codes), side->tail = apart(side->tail);
+            side->zero = apart(side->zero); // scale stays: the two lie differently
+            side->counts = side->counts.t().contiguous().t();
+        }
+        other.q = apart(c.q);
+        other.positions = c.positions.t().contiguous().t();
+        for (const char* name : {"", "composite"}) QVERIFY(sameBits(attentionBy(name, c, nullptr), attentionBy(name, other, nullptr)));
+    }
+
     void largeScoresStayFinite() {
         const Case c = makeCase(2, 1, 200, 64, {4, 64, 32}, {4, 1, 1}, Mixed, at::kFloat, false, 5);
         c.q.mul_(100);

@@ -1,4 +1,5 @@
 #include "kernels/quant.h"
+#include "kernels/bind/quantize.h"
 #include "tests/kernels/support.h"
 
 using namespace keepsight;
@@ -36,6 +37,29 @@ private Q_SLOTS:
         QCOMPARE(packed.size(2), packedBytes(dim, bits));
         if (dim % 8 == 0) QCOMPARE(packed.size(2), int64_t{dim} * bits / 8);
         QVERIFY(at::equal(ops::unpack_codes(packed, bits, dim), codes));
+    }
+
+    // The way for few rows gives what the calls on many give.
+    void packsGroups_data() {
+        QTest::addColumn<int>("bits");
+        QTest::addColumn<int>("dim");
+        QTest::addColumn<int>("group");
+        for (int bits : {2, 4, 8})
+            for (const auto& [dim, group] : {std::pair{64, 32}, {64, 64}, {128, 4}, {33, 11}, {31, 31}, {80, 16}})
+                QTest::addRow("%d bits, %d by %d", bits, dim, group) << bits << dim << group;
+    }
+    void packsGroups() {
+        QFETCH(int, bits);
+        QFETCH(int, dim);
+        QFETCH(int, group);
+        at::Tensor x = random({3, 7, dim}, 5, at::kFloat, 3);
+        x[0][0].fill_(-1.5); // a constant group
+        x[1][2][3] = 1e6;    // beyond fp16
+        const auto expected = composite<std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, int64_t, int64_t, double)>("pack_groups").call(x, bits, group, 5e-5);
+        const ops::PackedRows rows = ops::pack_groups(x, bits, group, 5e-5);
+        QVERIFY(at::equal(rows.codes, std::get<0>(expected)));
+        QVERIFY(at::equal(rows.scale, std::get<1>(expected)) && at::equal(rows.zero, std::get<2>(expected)));
+        QVERIFY_THROWS_EXCEPTION(EngineError, ops::pack_groups(x, bits, dim + 1, 5e-5));
     }
 
     void reads_data() {
