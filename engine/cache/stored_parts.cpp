@@ -90,7 +90,8 @@ std::optional<ops::PackedSide> StoredParts::packedView() const {
 }
 
 std::optional<std::string> StoredParts::nextStep() {
-    if (longest(m_room) > 0 || !even(m_tail.held()) || !packedView()) return std::nullopt;
+    ops::PackedSide side;
+    if (longest(m_room) > 0 || !even(m_tail.held()) || (m_packed && !m_packed->view(side))) return std::nullopt;
     Counts tail = m_tail.held();
     for (std::int32_t& n : tail)
         ++n;
