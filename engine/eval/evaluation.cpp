@@ -73,7 +73,7 @@ void checkMemory(const EvalContext& context, std::int64_t tokens, std::int64_t l
     const std::int64_t available = model.device().is_cpu() ? availableMemory() : ops::freeMemory(model.device()).value_or(-1);
     if (available >= 0 && needed > available)
         throw EngineError("this run needs about " + mebibytes(needed) + " of memory on " + model.device().str() + " for " + std::to_string(tokens) + " tokens in " +
-                          std::to_string(lanes) + " lanes, only " + mebibytes(available) + " are available; use fewer tokens or lanes");
+                          std::to_string(lanes) + (lanes == 1 ? " lane, only " : " lanes, only ") + mebibytes(available) + " are available; use fewer tokens or lanes");
 }
 
 void ProgressMeter::at(std::int64_t done) {
