@@ -19,6 +19,7 @@ std::string groupRefusal(const std::string& id, int group, int headDim) {
 }
 
 at::ScalarType exactType(at::ScalarType model) { return model == at::kBFloat16 ? at::kBFloat16 : at::kHalf; }
+
 namespace {
 
 class ByToken final : public PackedPart {

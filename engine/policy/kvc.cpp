@@ -15,6 +15,7 @@
 // default is the budget, with its shares of 5% recent and 95% heavy. recent_ratio, heavy_ratio and cache_ratio are shares of the prompt, for good.
 #include "engine/data/error.h"
 #include "engine/policy/policy.h"
+#include "engine/policy/snap_votes.h"
 
 #include <ATen/ATen.h>
 #include <algorithm>
@@ -85,11 +86,7 @@ public:
         at::Tensor s = reduceGroup(m_variant.rows == Variant::Rows::newest ? lastChanges(view, 1) : statistic, kvHeads, m_agg); // [kvHeads, C]
         if (m_variant.sum == RowSum::attention) s = s * view.values.to(at::kFloat).abs().sum(-1);                              // ‖v‖₁, one for the group
         if (m_variant.pool == Variant::Pool::none) return s;
-        const at::Tensor& lengths = view.entries.lengths; // what is no candidate leaks nothing into its neighbours, and counts as 0 as the edges do
-        const at::Tensor others = at::arange(s.size(1), lengths.options()).unsqueeze(0) >= (lengths - plan.protect.recent).unsqueeze(1); // [kvHeads, C]
-        const at::Tensor rows = s.masked_fill(others, 0).unsqueeze(1);
-        const at::Tensor pooled = m_variant.pool == Variant::Pool::max ? at::max_pool1d(rows, m_kernel, 1, m_kernel / 2) : at::avg_pool1d(rows, m_kernel, 1, m_kernel / 2);
-        return pooled.squeeze(1).masked_fill(others, 0);
+        return pooledBefore(s, view.entries.lengths, plan.protect.recent, m_kernel, m_variant.pool == Variant::Pool::max ? "max" : "avg");
     }
     std::optional<std::string> workKey(const Place&, const Plan& plan) const override { return std::to_string(plan.window) + "," + std::to_string(plan.protect.recent); }
     std::string scoreKey(const Plan& plan) const override {

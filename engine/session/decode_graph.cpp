@@ -30,9 +30,8 @@ at::Tensor DecodeGraph::step(const Model& model, KvCache& cache, TokenId id, Pos
     }
     m_id.fill_(id);
     m_position.fill_(position);
-    const bool known = std::ranges::any_of(m_recorded, [&](const Recorded& r) { return r.key == key; });
     Recorded& r = recorded(key);
-    if (!known) {
+    if (!r.logits.defined()) { // never ran
         r.logits = model.step(m_id, m_position, cache, observer);
     } else if (r.graph && r.layout == cache.layout()) {
         cache.countReplayed();
