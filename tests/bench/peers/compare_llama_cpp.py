@@ -11,7 +11,7 @@ import time
 
 import llama_cpp
 
-from side_by_side import addArguments, machine, median, report, runCli, spread
+from side_by_side import addArguments, benchCli, inTurns, machine, median, report, spread
 
 CONTEXTS = [512, 2048]
 
@@ -39,15 +39,6 @@ class Peer:
         return result
 
 
-def ours(a, dtype):
-    result = {}
-    for context in CONTEXTS:
-        row = runCli(a, dtype, "bench", "--ctx", str(context), "--new", str(a.new), "--warmup", "1", "--repeats", "1")["rows"][0]
-        result[f"prefill@{context}"] = context / row["prefill_s"]
-        result[f"decode@{context}"] = 1000 / row["tpot_ms"]
-    return result
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     addArguments(parser)
@@ -56,12 +47,9 @@ def main():
     parser.add_argument("--dtype", nargs="*", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     a = parser.parse_args()
     peer, samples = Peer(a), {}
-    for turn in range(a.rounds):
-        sides = [("llama.cpp", peer.measure)] + ([] if a.peer_only else [(f"keepsight {d}", lambda d=d: ours(a, d)) for d in a.dtype])
-        for side, measure in sides if turn % 2 == 0 else reversed(sides):
-            for name, value in measure().items():
-                samples.setdefault(name, {}).setdefault(side, []).append(value)
-            time.sleep(0.3)  # idle threads go to sleep before the other side starts
+    sides = [("llama.cpp", peer.measure)] + ([] if a.peer_only else [(f"keepsight {d}", lambda d=d: benchCli(a, d, CONTEXTS)) for d in a.dtype])
+    for side, name, value in inTurns(sides, a.rounds):
+        samples.setdefault(name, {}).setdefault(side, []).append(value)
     print(f"{machine()}, {a.threads} threads, median of {a.rounds}, tokens/s (± half the interquartile range), llama-cpp-python {llama_cpp.__version__}")
     rows = []
     for name, sides in samples.items():

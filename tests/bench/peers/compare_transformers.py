@@ -11,7 +11,7 @@ import time
 import torch
 from transformers import DynamicCache
 
-from side_by_side import addArguments, machine, median, report, runCli, spread
+from side_by_side import addArguments, benchCli, inTurns, machine, median, report, spread
 import peer
 
 CONTEXTS = [512, 2048]
@@ -48,15 +48,6 @@ class Peer:
         return result
 
 
-def ours(a, dtype):
-    result = {}
-    for context in CONTEXTS:
-        row = runCli(a, dtype, "bench", "--ctx", str(context), "--new", str(a.new), "--warmup", "1", "--repeats", "1")["rows"][0]
-        result[f"prefill@{context}"] = context / row["prefill_s"]
-        result[f"decode@{context}"] = 1000 / row["tpot_ms"]
-    return result
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     addArguments(parser)
@@ -68,12 +59,9 @@ def main():
     samples = {}  # (dtype, measure) -> {"transformers": [...], "keepsight": [...]}
     for dtype in a.dtype:
         other = Peer(a.gguf, dtype, a.new)
-        for turn in range(a.rounds):
-            sides = [("transformers", other.measure)] + ([] if a.peer_only else [("keepsight", lambda: ours(a, dtype))])
-            for side, measure in sides if turn % 2 == 0 else reversed(sides):
-                for name, value in measure().items():
-                    samples.setdefault((dtype, name), {}).setdefault(side, []).append(value)
-                time.sleep(0.3)  # idle OpenMP threads go to sleep before the other side starts
+        sides = [("transformers", other.measure)] + ([] if a.peer_only else [("keepsight", lambda: benchCli(a, dtype, CONTEXTS))])
+        for side, name, value in inTurns(sides, a.rounds):
+            samples.setdefault((dtype, name), {}).setdefault(side, []).append(value)
     rows = []
     print(f"{machine()}, {a.threads} threads, median of {a.rounds}, tokens/s (± half the interquartile range)")
     print(f"{'dtype':6} {'measure':13} {'transformers':>18} {'keepsight':>18} {'ratio':>7}")

@@ -4,6 +4,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests/golden"))
@@ -25,6 +26,25 @@ def runCli(a, dtype, *command):
     if done.returncode:
         sys.exit(f"{' '.join(map(str, line))} ended with {done.returncode}: {done.stderr.strip()}")
     return json.loads(done.stdout)
+
+
+def benchCli(a, dtype, contexts):
+    """Tokens per second of our prefill and decode behind each context."""
+    result = {}
+    for context in contexts:
+        row = runCli(a, dtype, "bench", "--ctx", str(context), "--new", str(a.new), "--warmup", "1", "--repeats", "1")["rows"][0]
+        result[f"prefill@{context}"] = context / row["prefill_s"]
+        result[f"decode@{context}"] = 1000 / row["tpot_ms"]
+    return result
+
+
+def inTurns(sides, rounds):
+    """sides: (name, measure) pairs, run in alternating order. Yields (side, measured name, value)."""
+    for turn in range(rounds):
+        for side, measure in sides if turn % 2 == 0 else reversed(sides):
+            for name, value in measure().items():
+                yield side, name, value
+            time.sleep(0.3)  # idle threads go to sleep before the other side starts
 
 
 def median(samples):
