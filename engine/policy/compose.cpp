@@ -36,7 +36,7 @@ std::unique_ptr<const Policy> nested(const std::string& id, const ParamValues& p
     spec.id = id;
     spec.params = params;
     spec.budget = Budget::kept(budget);
-    if (const auto& params = policyEntry(id).info.params; std::ranges::find(params, "timing", &ParamInfo::name) != params.end()) spec.params["timing"] = timing;
+    if (const auto& known = policyEntry(id).info.params; std::ranges::find(known, "timing", &ParamInfo::name) != known.end()) spec.params["timing"] = timing;
     return makePolicy(spec);
 }
 
@@ -69,6 +69,12 @@ public:
         return part(Part::first, plan.keep)->score(view, plan, statistic);
     }
     std::string scoreKey(const Plan& plan) const override { return part(Part::first, plan.keep)->scoreKey(plan); }
+    // Where one entry has to go, the first policy mostly leaves as many as will stay: the second one has nothing to choose.
+    std::optional<std::string> workKey(const Place& place, const Plan& plan) const override {
+        if (between(place.held, place.seen, plan.keep) != plan.keep) return std::nullopt;
+        const std::unique_ptr<const Policy> first = part(Part::first, plan.keep);
+        return first->workKey(place, first->planFor(place));
+    }
 
     Selection choose(const LayerView& view, const Place& place, const Plan& plan, const at::Tensor& scores, LayerMemory*, std::string* notice) const override {
         const int n = between(place.held, place.seen, plan.keep);
@@ -117,6 +123,7 @@ protected:
         const int n = between(place.held, place.seen, budget);
         const Plan before = part(Part::first, n)->planFor(place), after = part(Part::second, budget)->planFor(among(place, n));
         p.window = before.window;
+        p.protect = before.protect; // with the first one's scores
         for (const auto& [id, notice] : {std::pair(m_first, before.notice), std::pair(m_second, after.notice)})
             if (!notice.empty()) p.notice += (p.notice.empty() ? "" : "; ") + id + ": " + notice;
         return p;

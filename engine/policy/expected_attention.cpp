@@ -17,9 +17,9 @@
 namespace keepsight {
 namespace {
 
-// Mean rotation of `count` positions from `first` on, [D, D] fp32 (pairs i, i + D/2).
-at::Tensor meanRotation(const at::Tensor& inverseFrequencies, std::int64_t first, std::int64_t count) {
-    const at::Tensor positions = at::arange(first, first + count, inverseFrequencies.options());
+// Mean rotation of `count` positions from `first` (a scalar where the cache is) on, [D, D] fp32 (pairs i, i + D/2).
+at::Tensor meanRotation(const at::Tensor& inverseFrequencies, const at::Tensor& first, std::int64_t count) {
+    const at::Tensor positions = (at::arange(count, first.options()) + first).to(at::kFloat);
     const at::Tensor angles = positions.unsqueeze(1) * inverseFrequencies.unsqueeze(0);                         // [count, D/2]
     const at::Tensor c = at::diag(angles.cos().mean(0)), s = at::diag(angles.sin().mean(0)); // [D/2, D/2]
     return at::cat({at::cat({c, -s}, 1), at::cat({s, c}, 1)}, 0);
@@ -38,14 +38,15 @@ public:
     Needs needs(std::int64_t) const override { return {.queryMoments = m_sinks}; }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor&) const override {
         const CacheLayer& entries = view.entries;
-        const std::int64_t held = entries.maxHeld(), behind = held - m_sinks, kvHeads = view.config.kvHeads, size = view.config.headDim;
-        if (!view.moments || view.moments->count < 1 || behind < 1) return {}; // nothing but sinks was seen
+        const std::int64_t behind = entries.capacity() - m_sinks, kvHeads = view.config.kvHeads, group = view.config.queryHeads / kvHeads, size = view.config.headDim;
+        if (!view.moments || view.moments->count < 1 || entries.maxHeld() <= m_sinks) return {}; // nothing but sinks was seen
         const double n = static_cast<double>(view.moments->count);
         const at::Tensor last = entries.positions.gather(1, (entries.lengths.to(at::kLong) - 1).clamp_min(0).unsqueeze(1));
-        const std::int64_t next = std::max<std::int64_t>(view.moments->count + m_sinks, last.max().item<std::int64_t>() + 1);
+        const at::Tensor next = (last.max().to(at::kLong) + 1).clamp_min(view.moments->count + m_sinks);
         const at::Tensor rotation = meanRotation(view.inverseFrequencies, next, m_future);
         const at::Tensor mean = view.moments->sum / n; // [queryHeads, D] fp64
-        const at::Tensor keys = view.keys.narrow(1, m_sinks, behind).to(at::kFloat).repeat_interleave(view.config.queryHeads / kvHeads, 0); // [queryHeads, behind, D]
+        const at::Tensor held = view.keys.narrow(1, m_sinks, behind); // [kvHeads, behind, D]
+        const at::Tensor keys = repeatHeads(held.to(at::kFloat), group); // [queryHeads, behind, D]
         const at::Tensor mu = at::matmul(mean.to(at::kFloat), rotation.t());
         at::Tensor exponent = at::matmul(keys, mu.unsqueeze(2)).squeeze(2) / std::sqrt(static_cast<double>(size)); // [queryHeads, behind]
         if (m_covariance) {
@@ -53,14 +54,16 @@ public:
             const at::Tensor sigma = at::matmul(rotation, at::matmul(plain, rotation.t())); // [queryHeads, D, D]
             exponent = exponent + (at::matmul(keys, sigma) * keys).sum(2) / static_cast<double>(size) / 2;
         }
-        const at::Tensor real = at::arange(m_sinks, held, entries.lengths.options()).unsqueeze(0) < entries.lengths.unsqueeze(1); // [kvHeads, behind]
-        exponent = exponent.masked_fill(real.logical_not().repeat_interleave(view.config.queryHeads / kvHeads, 0), -std::numeric_limits<float>::infinity());
+        const at::Tensor real = at::arange(m_sinks, entries.capacity(), entries.lengths.options()).unsqueeze(0) < entries.lengths.unsqueeze(1); // [kvHeads, behind]
+        exponent = exponent.masked_fill(repeatHeads(real.logical_not(), group), -std::numeric_limits<float>::infinity());
         at::Tensor expected = reduceGroup(at::softmax(exponent, 1), static_cast<int>(kvHeads), m_agg); // [kvHeads, behind]
         if (m_valueNorm) expected = (expected + m_epsilon) * view.values.narrow(1, m_sinks, behind).to(at::kFloat).norm(2, {2});
         at::Tensor scores = at::zeros({kvHeads, entries.capacity()}, expected.options());
         scores.narrow(1, m_sinks, behind).copy_(expected);
         return scores;
     }
+
+    std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
 
 protected:
     Plan plan(const Place&, int budget) const override { return {.keep = budget, .protect = {.sinks = m_sinks, .recent = 0}, .window = 0, .notice = {}}; }

@@ -29,7 +29,7 @@ public:
     at::Tensor statistic(const LayerView& view, const Plan& plan, const at::Tensor& columnSums) const override {
         return m_full ? columnSums : view.lastSums(std::min<std::int64_t>(plan.window, view.queries.size(1))); // [queryHeads, C]
     }
-    std::optional<std::string> workKey(const Place&, const Plan& plan) const override { return std::to_string(plan.window); }
+    std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor& statistic) const override {
         return reduceGroup(statistic, view.config.kvHeads, m_agg);
     }

@@ -11,7 +11,7 @@
 // Where we differ: max − min is at least 1e-6 (a constant channel divides by zero in both sources); a budget below the protected parts keeps sinks,
 // then the newest (kvpress leaves it to chance); of tied ranks the newer entry stays.
 #include "engine/data/error.h"
-#include "engine/policy/policy.h"
+#include "engine/policy/chunks.h"
 #include "engine/policy/select.h"
 
 #include <ATen/ATen.h>
@@ -25,11 +25,11 @@ struct Compressed final : LayerMemory {
     std::int64_t entries = 0; // sinks and what was kept of finished partitions
 };
 
-// x [partitions, Lg, D] fp32 → [partitions − 1, Lg]
+// x [heads, partitions, Lg, D] fp32 → [heads, partitions − 1, Lg]
 at::Tensor spread(const at::Tensor& x) {
-    const std::int64_t scored = x.size(0) - 1;
-    const at::Tensor behind = x.narrow(0, 1, scored), low = behind.amin({1}, true), high = behind.amax({1}, true);
-    return at::softmax(((x.narrow(0, 0, scored) - low) / (high - low).clamp_min(1e-6)).std(2), 1);
+    const std::int64_t scored = x.size(1) - 1;
+    const at::Tensor behind = x.narrow(1, 1, scored), low = behind.amin({2}, true), high = behind.amax({2}, true);
+    return at::softmax(((x.narrow(1, 0, scored) - low) / (high - low).clamp_min(1e-6)).std(3), 2);
 }
 
 class LagKv final : public Policy {
@@ -51,26 +51,20 @@ public:
     bool skips(LayerIndex layer) const override { return std::ranges::find(m_skipped, layer.value) != m_skipped.end(); }
 
     at::Tensor score(const LayerView& view, const Plan& plan, const at::Tensor&) const override {
-        const CacheLayer& entries = view.entries;
-        at::Tensor scores = at::zeros({view.config.kvHeads, entries.capacity()}, view.keys.options().dtype(at::kFloat));
-        for (std::size_t h = 0; h < entries.held.size(); ++h) {
-            const auto head = static_cast<std::int64_t>(h), held = static_cast<std::int64_t>(entries.held[h]);
-            const std::int64_t length = plan.chunk > 0 ? plan.chunk : held;
-            for (std::int64_t begin = 0; begin < held; begin += length) {
-                const std::int64_t count = std::min(length, held - begin);
-                scores[head].narrow(0, begin, count).copy_(scoreRange(view.keys[head].narrow(0, begin, count), view.values[head].narrow(0, begin, count)));
-            }
-        }
-        return scores;
+        return scoreInChunks(view, plan.chunk, [this](const at::Tensor& keys, const at::Tensor& values, const at::Tensor& lengths) { return scoreHeads(keys, values, lengths); });
     }
+    std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
 
+    // The official form waits until two partitions are uncompressed.
+    bool decides(const Place& place, const Plan& plan, std::int64_t total, int kvHeads, const LayerMemory* memory) const override {
+        return Policy::decides(place, plan, total, kvHeads, memory) && (!m_official || place.held - compressed(memory) >= 2 * m_lag);
+    }
     std::unique_ptr<LayerMemory> remember() const override { return m_official ? std::make_unique<Compressed>() : nullptr; }
 
     Selection choose(const LayerView& view, const Place& place, const Plan& plan, const at::Tensor& scores, LayerMemory* memory, std::string* notice) const override {
         if (!m_official) return Policy::choose(view, place, plan, scores, memory, notice);
         const std::vector<std::int32_t>& held = view.entries.held;
-        auto* done = dynamic_cast<Compressed*>(memory);
-        const std::int64_t base = std::max<std::int64_t>(m_sinks, done ? done->entries : 0), n = held.front(), partitions = std::max<std::int64_t>(0, n - base) / m_lag;
+        const std::int64_t base = compressed(memory), n = held.front(), partitions = std::max<std::int64_t>(0, n - base) / m_lag;
         if (partitions < 2) return Selection::all(held);
         const at::Tensor best = scorePartitions(view.keys.narrow(1, base, partitions * m_lag), view.values.narrow(1, base, partitions * m_lag)); // [kvHeads, partitions − 1, Lg]
         const int keep = keptOfPartition(place, plan);
@@ -85,7 +79,7 @@ public:
         }
         for (auto& kept : out.keep)
             for (std::int64_t i = base + (partitions - 1) * m_lag; i < n; ++i) kept.push_back(static_cast<std::int32_t>(i));
-        if (done) done->entries = base + (partitions - 1) * keep;
+        if (memory) static_cast<Compressed&>(*memory).entries = base + (partitions - 1) * keep;
         return out;
     }
 
@@ -116,6 +110,9 @@ protected:
     }
 
 private:
+    std::int64_t compressed(const LayerMemory* memory) const { // sinks and finished partitions
+        return std::max<std::int64_t>(m_sinks, memory ? static_cast<const Compressed*>(memory)->entries : 0);
+    }
     std::int64_t wholePartitions(std::int64_t length) const { return std::max<std::int64_t>(0, length - m_sinks) / m_lag; }
     // The last whole partition and the remainder.
     int tailOf(std::int64_t length) const { return static_cast<int>(length - m_sinks - std::max<std::int64_t>(0, wholePartitions(length) - 1) * m_lag); }
@@ -135,27 +132,25 @@ private:
 
     // keys, values [heads, partitions · Lg, D] → [heads, partitions − 1, Lg]
     at::Tensor scorePartitions(const at::Tensor& keys, const at::Tensor& values) const {
-        std::vector<at::Tensor> out;
-        for (std::int64_t h = 0; h < keys.size(0); ++h) {
-            const at::Tensor k = keys[h].to(at::kFloat).reshape({-1, m_lag, keys.size(2)}), v = values[h].to(at::kFloat).reshape({-1, m_lag, values.size(2)});
-            out.push_back(spread(k) + spread(v) * m_valueWeight);
-        }
-        return at::stack(out);
+        const auto parted = [&](const at::Tensor& x) { return x.to(at::kFloat).unflatten(1, {-1, m_lag}); };
+        return spread(parted(keys)) + spread(parted(values)) * m_valueWeight;
     }
 
-    // One head's keys, values [n, D] → [n]; 1 for what always stays, below 1 for the rest.
-    at::Tensor scoreRange(const at::Tensor& keys, const at::Tensor& values) const {
-        const std::int64_t n = keys.size(0);
-        at::Tensor scores = at::ones({n}, keys.options().dtype(at::kFloat));
-        if (n < m_sinks + 2 * m_lag) { // the newer the better
-            if (n > m_sinks) scores.narrow(0, m_sinks, n - m_sinks).copy_(at::arange(n - m_sinks, scores.options()) / static_cast<double>(n - m_sinks));
-            return scores;
-        }
-        const std::int64_t partitions = (n - m_sinks) / m_lag;
-        at::Tensor inner = scorePartitions(keys.narrow(0, m_sinks, partitions * m_lag).unsqueeze(0), values.narrow(0, m_sinks, partitions * m_lag).unsqueeze(0))[0] / (1 + m_valueWeight);
-        if (m_ranks) inner = inner.argsort(std::int64_t{1}).argsort(std::int64_t{1}).to(at::kFloat) / static_cast<double>(m_lag);
-        scores.narrow(0, m_sinks, (partitions - 1) * m_lag).copy_(inner.reshape({-1}));
-        return scores;
+    // keys, values [heads, n, D], lengths [heads] of the n are real → [heads, n]; 1 for what always stays, below 1 for the rest.
+    at::Tensor scoreHeads(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& lengths) const {
+        const std::int64_t n = keys.size(1), partitions = std::max<std::int64_t>(0, n - m_sinks) / m_lag;
+        const at::Tensor others = (lengths.unsqueeze(1) - m_sinks).clamp_min(1), index = at::arange(n, others.options()).unsqueeze(0); // [heads, 1], [1, n]
+        // Short heads: the newer the better.
+        const at::Tensor scores = (index - m_sinks).div(others).masked_fill(index < m_sinks, 1); // [heads, n]
+        if (partitions < 2) return scores;
+        const std::int64_t scored = (partitions - 1) * m_lag;
+        at::Tensor inner = scorePartitions(keys.narrow(1, m_sinks, partitions * m_lag), values.narrow(1, m_sinks, partitions * m_lag)) / (1 + m_valueWeight);
+        if (m_ranks) inner = inner.argsort(std::int64_t{2}).argsort(std::int64_t{2}).to(at::kFloat) / static_cast<double>(m_lag);
+        const at::Tensor whole = others.div(m_lag, "floor"); // a partition is scored if one that is whole follows
+        const at::Tensor sure = index.narrow(1, 0, scored).div(m_lag, "floor") >= whole - 1;
+        at::Tensor parted = at::ones_like(scores);
+        parted.narrow(1, m_sinks, scored).copy_(inner.flatten(1).masked_fill(sure, 1));
+        return at::where(whole < 2, scores, parted);
     }
 
     bool m_official = false, m_ranks = true, m_chunked = false;

@@ -48,7 +48,7 @@ Plan Policy::planFor(const Place& place) const {
 
 Plan Policy::plan(const Place&, int budget) const { return {.keep = budget, .protect = {}, .window = 0, .notice = {}}; }
 
-bool Policy::decides(const Place& place, const Plan& plan, std::int64_t total, int kvHeads) const {
+bool Policy::decides(const Place& place, const Plan& plan, std::int64_t total, int kvHeads, const LayerMemory*) const {
     return plan.adaptive ? total > static_cast<std::int64_t>(plan.keep) * kvHeads : place.held > plan.keep;
 }
 

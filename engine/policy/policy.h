@@ -98,8 +98,8 @@ public:
     virtual int budgetAt(const Place& place) const { return budget(place.seen); }
     // budget → the layer's share → plan(), with the shared parameters applied.
     Plan planFor(const Place& place) const;
-    // Is there anything to choose? Default: more is held than the plan keeps. total: entries of all heads.
-    virtual bool decides(const Place& place, const Plan& plan, std::int64_t total, int kvHeads) const;
+    // Is there anything to choose? Default: more is held than the plan keeps. total: entries of all heads. memory: the layer's own, or null.
+    virtual bool decides(const Place& place, const Plan& plan, std::int64_t total, int kvHeads, const LayerMemory* memory) const;
 
     // Remembered with every entry after the prefill, [queryHeads or kvHeads, C] fp32; it moves with the entries and, with
     // needs().decodeSums, goes on being summed. Undefined: nothing is remembered. sums: [queryHeads, C] as asked for in needs().
@@ -117,6 +117,13 @@ public:
     // Which entries stay; default: select(scores, held, plan). memory: this layer's own, may be changed.
     virtual Selection choose(const LayerView& view, const Place& place, const Plan& plan, const at::Tensor& scores, LayerMemory* memory,
                              std::string* notice) const;
+
+    // Where the choice for one more token hangs on the layer's memory: can it be made where the cache is? Then of the host's side …
+    virtual bool stepsOnDevice() const { return false; }
+    // … come numbers, of every layer equally many; the memory counts the token, and what it needs lies on `device` …
+    virtual std::vector<std::int32_t> stepNumbers(const Place&, LayerMemory&, at::Device) const { return {}; }
+    // … and from these there [n] int32 the limits [3] with which ops::drop_lowest drops one entry of each head or none. Recorded like score().
+    virtual at::Tensor stepLimits(const LayerView&, const at::Tensor& /*numbers*/, LayerMemory&) const { return {}; }
 
     // Adds to an explanation what only the policy knows (a rule without scores); default: nothing.
     virtual void amend(Explanation&, const LayerView&, const Place&, const Plan&) const {}

@@ -39,19 +39,49 @@ struct Admission final : LayerMemory {
     std::int64_t undecided = 0;     // newest entries that are still in the window of force_recent
     std::int64_t norms = 0;         // ever fed to the reservoir
     std::vector<float> reservoir;
+    // While single tokens are judged on a device, the sample and storedOthers live there; the same tensors from step to step, so that recorded steps
+    // find them.
+    bool onDevice = false;
+    at::Tensor deviceReservoir, deviceStored; // [m_reservoir + 1] fp32, unused places +inf, the last a place for what is not sampled; [1] int32
+
+    // The place in the sample that the next norm takes, or the one behind it.
+    std::size_t slot(std::size_t size, std::uint64_t stream) {
+        ++norms;
+        if (norms <= static_cast<std::int64_t>(size)) return static_cast<std::size_t>(norms - 1);
+        return std::min<std::size_t>(size, splitMix(stream + static_cast<std::uint64_t>(norms)) % static_cast<std::uint64_t>(norms));
+    }
+    std::size_t sampled(std::size_t size) const { return std::min<std::size_t>(size, static_cast<std::size_t>(norms)); }
+    std::size_t rank(std::size_t size) const { // of the threshold, in a sample of that size
+        return static_cast<std::size_t>((1.0 - fraction) * static_cast<double>(size - 1));
+    }
+    void toDevice(std::size_t size, at::Device device) {
+        if (onDevice) return;
+        std::vector<float> padded = reservoir;
+        padded.resize(size + 1, std::numeric_limits<float>::infinity());
+        const at::Tensor sample = at::tensor(padded, at::kFloat).to(device), stored = at::full({1}, storedOthers, at::TensorOptions().dtype(at::kInt).device(device));
+        if (deviceReservoir.defined())
+            deviceReservoir.copy_(sample), deviceStored.copy_(stored);
+        else
+            deviceReservoir = sample, deviceStored = stored;
+        onDevice = true;
+    }
+    void toHost(std::size_t size) {
+        if (!onDevice) return;
+        const at::Tensor sample = deviceReservoir.to(at::kCPU);
+        reservoir.assign(sample.const_data_ptr<float>(), sample.const_data_ptr<float>() + sampled(size));
+        storedOthers = deviceStored.item<std::int32_t>();
+        onDevice = false;
+    }
 
     void feed(float norm, std::size_t size, std::uint64_t stream) {
-        ++norms;
-        if (reservoir.size() < size) {
-            reservoir.push_back(norm);
-        } else if (const std::uint64_t slot = splitMix(stream + static_cast<std::uint64_t>(norms)) % static_cast<std::uint64_t>(norms); slot < size) {
-            reservoir[slot] = norm;
-        }
+        const std::size_t place = slot(size, stream);
+        if (place == reservoir.size() && place < size) reservoir.push_back(norm);
+        else if (place < size) reservoir[place] = norm;
     }
     float threshold() const { // of a non-empty reservoir
         std::vector<float> sorted = reservoir;
         std::sort(sorted.begin(), sorted.end());
-        return sorted[static_cast<std::size_t>((1.0 - fraction) * static_cast<double>(sorted.size() - 1))];
+        return sorted[rank(sorted.size())];
     }
 };
 
@@ -74,16 +104,17 @@ public:
     int budget(std::int64_t seen) const override {
         return m_explicit ? std::max(1, static_cast<int>(roundHalfEven((m_start + m_end) / 2 * static_cast<double>(seen)))) : Policy::budget(seen);
     }
-    bool decides(const Place&, const Plan&, std::int64_t, int) const override { return true; } // every token is judged
+    bool decides(const Place&, const Plan&, std::int64_t, int, const LayerMemory*) const override { return true; } // every token is judged
     std::unique_ptr<LayerMemory> remember() const override { return std::make_unique<Admission>(); }
 
     Selection choose(const LayerView& view, const Place& place, const Plan&, const at::Tensor&, LayerMemory* memory, std::string* notice) const override {
         Admission forgotten;
         Admission& state = memory ? static_cast<Admission&>(*memory) : forgotten;
+        state.toHost(static_cast<std::size_t>(m_reservoir));
         if (state.fraction < 0) begin(state, place);
-        const std::int64_t held = view.entries.held.front(), open = std::min(held, state.undecided + place.fresh);
-        const std::int64_t judged = std::max<std::int64_t>(0, open - m_forceRecent), first = held - open;
-        state.undecided = open - judged;
+        const std::int64_t held = view.entries.held.front();
+        const auto [open, judged] = opened(state, held, place.fresh);
+        const std::int64_t first = held - open;
 
         const std::vector<float> norms = lengths(view, first, judged);
         const std::int64_t firstPosition = place.seen - open;
@@ -98,18 +129,47 @@ public:
             if (notice && anchors > roundHalfEven(state.fraction * static_cast<double>(judged)))
                 *notice = "the " + std::to_string(anchors) + " anchors are more than the tokens asked for";
         } else if (judged > anchors) {
-            const std::int64_t quota = roundHalfEven(state.fraction * static_cast<double>(state.processed - m_anchors));
-            stays[0] = state.storedOthers < quota && (state.norms < Warm || norms[0] >= state.threshold());
+            stays[0] = state.storedOthers < quota(state) && (state.norms < Warm || norms[0] >= state.threshold());
         }
         state.storedOthers += std::accumulate(stays.begin() + anchors, stays.end(), std::int64_t{0});
-        const std::uint64_t stream = splitMix(splitMix(m_seed) + static_cast<std::uint64_t>(view.layer.value));
-        for (const float norm : norms) state.feed(norm, static_cast<std::size_t>(m_reservoir), stream);
+        for (const float norm : norms) state.feed(norm, static_cast<std::size_t>(m_reservoir), streamOf(view.layer));
 
         std::vector<std::int32_t> keep;
         for (std::int64_t i = 0; i < held; ++i)
             if (i < first || i >= first + judged || stays[static_cast<std::size_t>(i - first)]) keep.push_back(static_cast<std::int32_t>(i));
         return {std::vector<std::vector<std::int32_t>>(view.entries.held.size(), keep)};
     }
+    // One token on a device: its norm meets the threshold there, and joins the sample there.
+    bool stepsOnDevice() const override { return true; }
+    std::vector<std::int32_t> stepNumbers(const Place& place, LayerMemory& memory, at::Device device) const override {
+        auto& state = static_cast<Admission&>(memory);
+        const auto size = static_cast<std::size_t>(m_reservoir);
+        if (state.fraction < 0) begin(state, place);
+        state.toDevice(size, device);
+        const auto [open, judged] = opened(state, place.held, 1);
+        const bool anchor = place.seen - open < m_anchors;
+        state.processed += judged;
+        const bool warm = state.norms >= Warm;
+        const std::size_t rank = state.norms > 0 ? state.rank(state.sampled(size)) : 0;
+        const std::size_t slot = judged ? state.slot(size, streamOf(place.layer)) : size;
+        const auto number = [](auto n) { return static_cast<std::int32_t>(std::min<std::int64_t>(static_cast<std::int64_t>(n), std::numeric_limits<std::int32_t>::max())); };
+        return {number(open), judged == 0 || anchor || state.everything, judged == 1 && !anchor, number(quota(state)), !warm, number(rank), number(slot)};
+    }
+    at::Tensor stepLimits(const LayerView& view, const at::Tensor& numbers, LayerMemory& memory) const override {
+        auto& state = static_cast<Admission&>(memory);
+        const auto number = [&](Number n) { return numbers.narrow(0, n, 1); };
+        const at::Tensor entry = view.entries.lengths.narrow(0, 0, 1) - number(Open); // the entry that is judged; all heads hold alike
+        at::Tensor norm = view.keys.index_select(1, entry.clamp_min(0)).to(at::kFloat).norm(2, -1).mean(0); // [1]
+        if (!m_high) norm = -norm;
+        const at::Tensor sorted = std::get<0>(state.deviceReservoir.narrow(0, 0, m_reservoir).sort()), threshold = sorted.index_select(0, number(Rank));
+        const at::Tensor wanted = (state.deviceStored < number(Quota)).logical_and((norm >= threshold).logical_or(number(Cold)));
+        const at::Tensor stays = wanted.logical_or(number(Stays));
+        state.deviceStored.add_(stays.logical_and(number(Counts)));
+        state.deviceReservoir.index_copy_(0, number(Slot).to(at::kLong), norm);
+        const at::Tensor newest = number(Open) - 1;
+        return at::cat({(entry + newest).masked_fill(stays, std::numeric_limits<std::int32_t>::max()), entry, newest});
+    }
+
     void amend(Explanation& e, const LayerView&, const Place&, const Plan&) const override {
         constexpr double None = std::numeric_limits<double>::quiet_NaN();
         e.protectedBy = e.kept ? "rule" : "";
@@ -127,6 +187,17 @@ protected:
     }
 
 private:
+    enum Number : std::int64_t { Open, Stays, Counts, Quota, Cold, Rank, Slot }; // what stepNumbers() gives
+    struct Opened {
+        std::int64_t open, judged; // newest entries not judged yet, and how many of them are now, the oldest first
+    };
+    Opened opened(Admission& state, std::int64_t held, std::int64_t fresh) const {
+        const std::int64_t open = std::min(held, state.undecided + fresh), judged = std::max<std::int64_t>(0, open - m_forceRecent);
+        state.undecided = open - judged;
+        return {open, judged};
+    }
+    std::int64_t quota(const Admission& state) const { return roundHalfEven(state.fraction * static_cast<double>(state.processed - m_anchors)); }
+    std::uint64_t streamOf(LayerIndex layer) const { return splitMix(splitMix(m_seed) + static_cast<std::uint64_t>(layer.value)); }
     double fraction(const Place& place) const { // f_l
         return place.layers > 1 ? m_start + (m_end - m_start) * place.layer.value / (place.layers - 1) : m_start;
     }

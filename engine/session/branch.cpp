@@ -110,6 +110,8 @@ void Branch::passPrompt(std::stop_token stop) {
 at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict, std::stop_token stop) {
     m_evict = evict;
     m_policyMilliseconds = 0;
+    m_planned.clear();
+    m_idle = false;
     if (evict) ++m_steps;
     const Position first = m_seen;
     m_seen += static_cast<Position>(ids.size());
@@ -120,7 +122,6 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
             takeGone();
             return logits;
         }
-    m_planned.clear();
     const at::Tensor logits = m_model.forward(ids, first, m_cache, this, rows, stop);
     return logits.defined() ? logits.to(at::kCPU) : logits;
 }
@@ -128,59 +129,84 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
 // Settles what the next token's pass will do, so that the device needs no host between its layers. Passes with equal keys launch the same work;
 // nullopt: the host must choose.
 std::optional<std::string> Branch::planStep() {
-    constexpr std::int32_t Everything = std::numeric_limits<std::int32_t>::max();
-    m_planned.clear();
     const std::optional<std::string> stored = m_cache.nextStep();
     if (!stored) return std::nullopt;
-    const auto next = [&](LayerIndex l) { return place(l, m_cache.layer(l).maxHeld() + 1, 1); };
-    if (m_policy->kind() == PolicyKind::attend) return m_options.explain.empty() ? m_policy->workKey(next(LayerIndex{0}), {}) : std::nullopt;
-    const int every = m_policy->schedule().everySteps;
-    if (!m_evict || (every == 0 && !m_needs.decodeSums && !m_needs.decodeRows)) return "plain;" + *stored;
-    if (every == 0 || m_steps % every != 0) return readsEntries() && m_cache.quantized() ? std::nullopt : std::optional("sums;" + *stored); // statistics go on
-    if (m_cache.quantized() || !m_options.explain.empty() || m_policy->remember()) return std::nullopt;
-    const auto options = at::TensorOptions().dtype(at::kInt);
-    if (!m_limits.defined()) {
-        m_limitsHost = at::empty({m_cache.layers(), 3}, options.pinned_memory(true));
-        m_limits = at::empty({m_cache.layers(), 3}, options.device(m_model.device()));
-        m_gone = at::full({m_cache.layers(), m_cache.config().kvHeads}, -1, m_limits.options());
-    }
-    std::string key = "evict";
+    if (m_policy->kind() == PolicyKind::attend)
+        return m_options.explain.empty() ? m_policy->workKey(place(LayerIndex{0}, m_cache.layer(LayerIndex{0}).maxHeld() + 1, 1), {}) : std::nullopt;
+    const bool statistics = m_evict && (m_policy->schedule().everySteps > 0 || m_needs.decodeSums || m_needs.decodeRows); // they go on
+    if (!due()) return readsEntries() && m_cache.quantized() ? std::nullopt : std::optional((statistics ? "sums;" : "plain;") + *stored);
+    std::string key = *stored + "evict";
+    std::vector<LayerStep> steps(static_cast<std::size_t>(m_cache.layers()));
     for (int l = 0; l < m_cache.layers(); ++l) {
-        const LayerIndex layer{l};
-        std::int32_t* limits = m_limitsHost.data_ptr<std::int32_t>() + 3 * l;
-        Plan plan{.keep = Everything, .protect = {}, .window = 0, .notice = {}};
-        if (!m_policy->skips(layer)) {
-            const Place here = next(layer);
-            plan = m_policy->planFor(here);
-            const std::optional<std::string> work = m_policy->workKey(here, plan);
-            // One entry a head at most, and all heads alike.
-            if (!work || plan.adaptive || plan.chunk > 0 || here.held > plan.keep + 1 || !even(m_cache.layer(layer).held)) return m_planned.clear(), std::nullopt;
-            plan.protect.sinks = std::min(plan.protect.sinks, plan.keep); // what has to give way, as in select()
-            plan.protect.recent = std::min(plan.protect.recent, plan.keep - plan.protect.sinks);
-            key += ";" + *work;
-        }
-        limits[0] = plan.keep, limits[1] = plan.protect.sinks, limits[2] = plan.protect.recent;
-        m_planned.push_back(plan);
+        const std::optional<std::string> work = planLayer(LayerIndex{l}, steps[static_cast<std::size_t>(l)]);
+        if (!work) return std::nullopt;
+        key += ";" + *work;
     }
-    m_limits.copy_(m_limitsHost, true);
+    m_idle = std::ranges::none_of(steps, &LayerStep::chooses);
+    if (readsEntries() && m_cache.quantized()) return std::nullopt; // they would be unpacked by the host's counts
+    m_planned = std::move(steps);
+    if (m_idle) return key;
+    std::int64_t width = 0;
+    for (int l = 0; l < m_cache.layers(); ++l) {
+        const LayerStep& step = m_planned[static_cast<std::size_t>(l)];
+        if (!step.chooses) continue;
+        const std::vector<std::int32_t> numbers = numbersOf(LayerIndex{l}, step.plan);
+        width = static_cast<std::int64_t>(numbers.size());
+        if (!m_numbers.defined()) {
+            const auto options = at::TensorOptions().dtype(at::kInt);
+            m_numbersHost = at::zeros({m_cache.layers(), width}, options.pinned_memory(true));
+            m_numbers = at::zeros({m_cache.layers(), width}, options.device(m_model.device()));
+            m_gone = at::full({m_cache.layers(), m_cache.config().kvHeads}, -1, m_numbers.options());
+        }
+        std::ranges::copy(numbers, m_numbersHost.data_ptr<std::int32_t>() + l * width);
+    }
+    m_numbers.copy_(m_numbersHost, true);
     return key;
 }
 
-bool Branch::readsEntries() const {
-    return m_evict && (m_policy->schedule().everySteps > 0 || (m_needs.decodeSums && m_needs.sum != RowSum::attention));
+// One layer's part of that: what it will launch.
+std::optional<std::string> Branch::planLayer(LayerIndex layer, LayerStep& step) const {
+    const CacheLayer& entries = m_cache.layer(layer);
+    const Place here = place(layer, entries.maxHeld() + 1, 1);
+    const LayerMemory* memory = m_memories[static_cast<std::size_t>(layer.value)].get();
+    const std::int64_t heads = m_cache.config().kvHeads;
+    step.plan = m_policy->planFor(here);
+    step.chooses = !m_policy->skips(layer) && m_policy->decides(here, step.plan, entries.total() + heads, static_cast<int>(heads), memory);
+    if (!step.chooses) return "-";
+    if (!m_options.explain.empty() || !even(entries.held)) return std::nullopt;
+    if (memory) return m_policy->stepsOnDevice() ? std::optional("by memory") : std::nullopt;
+    const bool one = here.held <= step.plan.keep + 1; // entry a head at most
+    return one && !step.plan.adaptive && step.plan.chunk == 0 ? m_policy->workKey(here, step.plan) : std::nullopt;
 }
+
+std::vector<std::int32_t> Branch::numbersOf(LayerIndex layer, const Plan& plan) {
+    if (LayerMemory* memory = m_memories[static_cast<std::size_t>(layer.value)].get())
+        return m_policy->stepNumbers(place(layer, m_cache.layer(layer).maxHeld() + 1, 1), *memory, m_model.device());
+    const int sinks = std::min(plan.protect.sinks, plan.keep); // what has to give way, as in select()
+    return {plan.keep, sinks, std::min(plan.protect.recent, plan.keep - sinks)};
+}
+
+// Is this token's pass one in which the host has the layer's entries looked at?
+bool Branch::readsEntries() const { return (due() && !m_idle) || (m_evict && m_needs.decodeSums && m_needs.sum != RowSum::attention); }
 
 void Branch::replayed(KvCache& cache) {
-    for (std::size_t l = 0; l < m_planned.size(); ++l) cache.countDropped(LayerIndex{static_cast<std::int32_t>(l)}, m_planned[l].keep);
+    for (std::size_t l = 0; l < m_planned.size(); ++l)
+        if (m_planned[l].chooses && !m_memories[l]) cache.countDropped(LayerIndex{static_cast<std::int32_t>(l)}, m_planned[l].plan.keep);
 }
 
+// What a step on the device evicted.
 void Branch::takeGone() {
-    if (m_planned.empty() || !m_options.recordEvictions) return;
+    const bool byMemory = m_memories.front() != nullptr; // only the device knows whether an entry went
+    if (m_planned.empty() || m_idle || !(m_options.recordEvictions || byMemory)) return;
     const at::Tensor gone = m_gone.to(at::kCPU);
     const auto rows = gone.accessor<std::int32_t, 2>();
-    for (std::int32_t l = 0; l < rows.size(0); ++l)
-        for (std::int32_t h = 0; h < rows.size(1); ++h)
-            if (rows[l][h] >= 0) m_evictions.push_back({LayerIndex{l}, HeadIndex{h}, {rows[l][h]}});
+    for (std::int32_t l = 0; l < rows.size(0); ++l) {
+        const LayerIndex layer{l};
+        if (!m_planned[static_cast<std::size_t>(l)].chooses) continue;
+        if (byMemory && rows[l][0] >= 0) m_cache.countDropped(layer, m_cache.layer(layer).maxHeld() - 1); // all heads alike
+        for (std::int32_t h = 0; m_options.recordEvictions && h < rows.size(1); ++h)
+            if (rows[l][h] >= 0) m_evictions.push_back({layer, HeadIndex{h}, {rows[l][h]}});
+    }
 }
 
 at::Tensor Branch::losses(std::span<const std::unique_ptr<Branch>> branches, std::span<const TokenId> ids, std::span<const TokenId> targets,
@@ -305,7 +331,7 @@ void Branch::explain(const LayerView& view, const Plan& plan, const Place& here,
             if (!m_memories[static_cast<std::size_t>(view.layer.value)]) { // a memory would be changed by asking
                 const at::Tensor statistic = m_needs.decodeSums ? view.entries.memory.at(Statistic) : at::Tensor();
                 e.budgetNeeded = budgetThatKeeps(*m_policy, here, plan, e.kept, static_cast<int>(here.held), [&](const Policy& other, const Plan& p) {
-                    if (!other.decides(here, p, view.entries.total(), m_cache.config().kvHeads)) return true;
+                    if (!other.decides(here, p, view.entries.total(), m_cache.config().kvHeads, nullptr)) return true;
                     const std::vector<std::int32_t> keep = other.choose(view, here, p, other.score(view, p, statistic), nullptr, nullptr).keep[h];
                     return std::binary_search(keep.begin(), keep.end(), index);
                 });
@@ -320,7 +346,6 @@ void Branch::explain(const LayerView& view, const Plan& plan, const Place& here,
 
 // view → score → select → compact, once per layer, right after its attention.
 void Branch::afterAttention(const LayerView& given, KvCache& cache) {
-    const Schedule schedule = m_policy->schedule();
     if (!m_evict || m_policy->skips(given.layer)) return;
     const auto begin = std::chrono::steady_clock::now();
     CacheLayer& layer = cache.layer(given.layer);
@@ -329,18 +354,26 @@ void Branch::afterAttention(const LayerView& given, KvCache& cache) {
         statistic.add_(outputChange(given, m_needs.sum, given.queries.size(1)));
     }
     const LayerView view = withWindow(given);
+    const at::Tensor statistic = m_needs.decodeSums ? layer.memory.at(Statistic) : at::Tensor();
+    LayerMemory* memory = m_memories[static_cast<std::size_t>(view.layer.value)].get();
     if (!m_planned.empty()) {
-        const auto l = static_cast<std::size_t>(given.layer.value);
-        const at::Tensor scores = m_policy->score(view, m_planned[l], m_needs.decodeSums ? layer.memory.at(Statistic) : at::Tensor());
-        m_gone[given.layer.value].copy_(cache.dropLowest(given.layer, scores, m_limits[given.layer.value], m_planned[l].keep));
+        const auto& [plan, chooses] = m_planned[static_cast<std::size_t>(view.layer.value)];
+        if (!chooses) return;
+        const at::Tensor numbers = m_numbers[view.layer.value];
+        at::Tensor gone;
+        if (memory)
+            gone = cache.dropLowest(view.layer, {}, m_policy->stepLimits(view, numbers, *memory), std::numeric_limits<std::int32_t>::max());
+        else
+            gone = cache.dropLowest(view.layer, m_policy->score(view, plan, statistic), numbers, plan.keep);
+        m_gone[view.layer.value].copy_(gone);
         return;
     }
-    if (schedule.everySteps > 0 && m_steps % schedule.everySteps == 0) {
+    if (due()) {
         const Place here = place(view.layer, layer.maxHeld(), given.queries.size(1));
         const Plan plan = m_policy->planFor(here);
-        if (m_policy->decides(here, plan, layer.total(), m_cache.config().kvHeads)) {
-            const at::Tensor scores = m_policy->score(view, plan, m_needs.decodeSums ? layer.memory.at(Statistic) : at::Tensor());
-            const Selection selection = m_policy->choose(view, here, plan, scores, m_memories[static_cast<std::size_t>(view.layer.value)].get(), nullptr);
+        if (m_policy->decides(here, plan, layer.total(), m_cache.config().kvHeads, memory)) {
+            const at::Tensor scores = m_policy->score(view, plan, statistic);
+            const Selection selection = m_policy->choose(view, here, plan, scores, memory, nullptr);
             explain(view, plan, here, scores, selection);
             if (m_options.recordEvictions) { // recorded before it is applied
                 auto gone = leftOut(view.layer, layer, selection);

@@ -43,6 +43,7 @@ public:
     const KvCache& cache() const { return m_cache; }
     const Policy& policy() const { return *m_policy; }
     Position seen() const { return m_seen; }
+    std::int64_t replayedSteps() const { return m_graph.replays(); } // tokens whose step was a recorded one
     const std::string& notice() const { return m_notice; }
     bool keptEverything() const { return m_keptEverything; }
     double selectMilliseconds() const { return m_selectMilliseconds; }       // of the constructor
@@ -57,6 +58,13 @@ private:
     bool readsEntries() const override;
     void replayed(KvCache& cache) override;
     std::optional<std::string> planStep();
+    struct LayerStep {
+        Plan plan;
+        bool chooses = false;
+    };
+    std::optional<std::string> planLayer(LayerIndex layer, LayerStep& step) const;
+    std::vector<std::int32_t> numbersOf(LayerIndex layer, const Plan& plan);
+    bool due() const { return m_evict && m_policy->schedule().everySteps > 0 && m_steps % m_policy->schedule().everySteps == 0; }
     void takeGone();
     Place place(LayerIndex layer, std::int64_t held, std::int64_t fresh) const;
     LayerView withWindow(const LayerView& view);
@@ -83,10 +91,11 @@ private:
     bool m_windowed = false;
     std::vector<at::Tensor> m_maps;
     ops::AttentionStats m_stats;
-    // Of a step that evicts on the device: what each layer keeps (skipped ones: everything), the same there, and what went.
-    std::vector<Plan> m_planned;     // empty: evictions, if any, are the host's
-    at::Tensor m_limits, m_limitsHost; // [layers, 3] int32, as ops::drop_lowest takes them
-    at::Tensor m_gone;               // [layers, kvHeads] int32
+    // Of a step that evicts on the device: what each layer does, numbers that tell the device, and what went.
+    std::vector<LayerStep> m_planned;    // empty: evictions, if any, are the host's
+    bool m_idle = false;                 // of these no layer chooses
+    at::Tensor m_numbers, m_numbersHost; // [layers, n] int32: ops::drop_lowest's limits, or Policy::stepNumbers()
+    at::Tensor m_gone;                   // [layers, kvHeads] int32
     DecodeGraph m_graph;
 };
 

@@ -37,6 +37,7 @@ at::Tensor DecodeGraph::step(const Model& model, KvCache& cache, TokenId id, Pos
         cache.countReplayed();
         if (observer) observer->replayed(cache);
         r.graph->replay();
+        ++m_replays;
     } else {
         r.graph.reset();
         r.graph = ops::recordGraph([&] { r.logits = model.step(m_id, m_position, cache, observer); }); // counts on the host, too

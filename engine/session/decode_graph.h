@@ -14,6 +14,8 @@ public:
     // recorded; of a replay it is told. Its tensors are filled at every one.
     at::Tensor step(const Model& model, KvCache& cache, TokenId id, Position position, LayerObserver* observer, const std::string& key);
 
+    std::int64_t replays() const { return m_replays; } // steps that were not launched by the host
+
 private:
     struct Recorded {
         std::string key;
@@ -25,6 +27,7 @@ private:
 
     at::Tensor m_id, m_position, m_host; // [1] int64, [1] int32, logits in pinned memory
     std::vector<Recorded> m_recorded;    // the latest last
+    std::int64_t m_replays = 0;
 };
 
 } // namespace keepsight

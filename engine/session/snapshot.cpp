@@ -182,7 +182,7 @@ Snapshot::Choice Snapshot::choose(const Policy& policy, const Quantizer* quantiz
         const Place here = place(layer, quantizer);
         const Plan plan = policy.planFor(here);
         std::shared_ptr<LayerMemory> memory = policy.remember();
-        const bool chooses = policy.schedule().afterPrefill && !policy.skips(layer) && policy.decides(here, plan, entries.total(), sight.view.config.kvHeads);
+        const bool chooses = policy.schedule().afterPrefill && !policy.skips(layer) && policy.decides(here, plan, entries.total(), sight.view.config.kvHeads, memory.get());
         // A policy that goes on evicting while decoding carries its statistic from here, even if nothing has to go yet.
         const std::shared_ptr<const Scored> all = chooses || carries ? scored(policy, plan, layer) : nullptr;
         choice.selections.push_back(chooses ? policy.choose(sight.view, here, plan, all->scores, memory.get(), &choice.notice) : Selection::all(entries.held));
@@ -207,7 +207,7 @@ Explanation Snapshot::explain(const Policy& policy, const Quantizer* quantizer, 
     const Place here = place(layer, quantizer);
     const Plan plan = policy.planFor(here);
     if (position < 0 || position >= m_length || head.value < 0 || head.value >= heads) return out;
-    if (!policy.schedule().afterPrefill || policy.skips(layer) || !policy.decides(here, plan, entries.total(), heads)) {
+    if (!policy.schedule().afterPrefill || policy.skips(layer) || !policy.decides(here, plan, entries.total(), heads, nullptr)) {
         out.found = out.kept = true;
         out.budget = entries.held[static_cast<std::size_t>(head.value)];
         out.note = "Nothing had to go in this layer after the prefill.";
@@ -226,7 +226,7 @@ Explanation Snapshot::explain(const Policy& policy, const Quantizer* quantizer, 
     policy.amend(out, sight.view, here, plan);
 
     out.budgetNeeded = budgetThatKeeps(policy, here, plan, out.kept, static_cast<int>(m_length), [&](const Policy& other, const Plan& p) {
-        if (!other.decides(here, p, entries.total(), heads)) return true;
+        if (!other.decides(here, p, entries.total(), heads, nullptr)) return true;
         const Selection wider = chosen(other).second;
         const std::vector<std::int32_t>& keep = wider.keep[static_cast<std::size_t>(head.value)];
         return std::binary_search(keep.begin(), keep.end(), position);

@@ -142,27 +142,34 @@ void checkGraph(const std::string& policyText, bool grows) {
 }
 
 // Policies that choose at every token: the recorded steps against the same steps under the host's eyes, to the bit.
-void checkChoices(const std::string& policyText, const Budget& budget) {
+void checkChoices(const std::string& policyText, const Budget& budget, bool recorded) {
     const auto weights = std::make_shared<TinyWeights>(3, 4, 2, 64);
     const auto policy = policyOf(policyText, budget);
     const std::vector<TokenId> ids = tinyIds(100), next = tinyIds(120, 3);
-    const auto lane = [&](const Model& model, bool watched) {
+    enum class By { device, host, turns };
+    const auto lane = [&](const Model& model, By by) {
         BranchOptions options{.headroom = 16, .mapBin = 16, .mapRows = 32, .mapCols = 32, .explain = {}};
-        if (watched) options.explain = {100000}; // nothing to tell, but the host chooses
+        if (by == By::host) options.explain = {100000}; // nothing to tell, but the host chooses
         Branch branch(model, prefillFor(model, ids, policy), policy, options);
         std::vector<at::Tensor> logits;
-        for (const TokenId id : next) logits.push_back(branch.feed(std::span(&id, 1), LogitRows::last, true, {}).reshape({-1}));
-        return std::tuple(at::stack(logits), branch.takeEvictions(), branch.map(LayerIndex{1}).cpu());
+        for (const TokenId id : next) {
+            const bool whole = by == By::turns && logits.size() % 10 > 6; // never recorded
+            logits.push_back(branch.feed(std::span(&id, 1), whole ? LogitRows::all : LogitRows::last, true, {}).reshape({-1}));
+        }
+        return std::tuple(at::stack(logits), branch.takeEvictions(), branch.map(LayerIndex{1}).cpu(), branch.replayedSteps());
     };
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
         const std::unique_ptr<Model> model = Model::make(weights, type, at::Device(at::kCUDA, 0));
-        const auto [logits, gone, map] = lane(*model, false);
-        const auto [expected, wanted, expectedMap] = lane(*model, true);
-        const std::string name = "choices of " + policyText + " " + c10::toString(type);
-        expect(at::equal(logits, expected), name + ": logits differ by " + std::to_string((logits - expected).abs().max().item<double>()));
-        expect(at::equal(map, expectedMap), name + ": maps differ");
-        const bool same = std::ranges::equal(gone, wanted, [](const Branch::Eviction& a, const Branch::Eviction& b) { return a.layer == b.layer && a.head == b.head && a.positions == b.positions; });
-        expect(same, name + ": " + std::to_string(gone.size()) + " and " + std::to_string(wanted.size()) + " evictions differ");
+        const auto [expected, wanted, expectedMap, none] = lane(*model, By::host);
+        for (const By by : {By::device, By::turns}) {
+            const auto [logits, gone, map, replays] = lane(*model, by);
+            if (by == By::device) expect(!recorded || replays > 30, "choices of " + policyText + ": " + std::to_string(replays) + " of 120 steps replayed");
+            const std::string name = "choices of " + policyText + " " + c10::toString(type);
+            expect(at::equal(logits, expected), name + ": logits differ by " + std::to_string((logits - expected).abs().max().item<double>()));
+            expect(at::equal(map, expectedMap), name + ": maps differ");
+            const bool same = std::ranges::equal(gone, wanted, [](const Branch::Eviction& a, const Branch::Eviction& b) { return a.layer == b.layer && a.head == b.head && a.positions == b.positions; });
+            expect(same, name + ": " + std::to_string(gone.size()) + " and " + std::to_string(wanted.size()) + " evictions differ");
+        }
     }
 }
 
@@ -210,11 +217,15 @@ void checkAllQuantized() {
 void checkAllChoices() {
     for (const char* policy : {"h2o", "h2o:agg=max,history=last", "h2o:granularity=query_head", "tova", "knorm:timing=each_step", "snapkv:window=8,timing=each_step", "window", "streaming_llm",
                                "streaming_llm:rope=original", "attn:timing=each_step", "observed_attention:timing=every:3", "pyramidkv:window=8,timing=each_step", "kvcV", "kvcVK+maxpool", "kvcK+avgpool",
-                               "kvcV_p1_fullhist", "kvcV+tova", "snapkv:window=8,timing=each_step,heads=ada", "keydiff:timing=each_step", "tskip"})
-        for (const Budget& budget : {Budget::kept(40), Budget::removed(0.5)}) checkChoices(policy, budget);
+                               "kvcV_p1_fullhist", "kvcV+tova", "keydiff:timing=each_step", "expected_attention:timing=each_step", "lagkv:timing=each_step,lag=8", "tskip", "tskip:force_recent=5,norm=low",
+                               "compose:timing=each_step", "compose:first=knorm,second=keydiff,timing=each_step,share=0.4"})
+        for (const Budget& budget : {Budget::kept(40), Budget::removed(0.5)}) checkChoices(policy, budget, true);
+    checkChoices("random:timing=each_step", Budget::kept(40), true);
+    checkChoices("lagkv:form=official,lag=8,ratio=0.5", {}, true);
+    for (const char* policy : {"random:timing=each_step", "snapkv:window=8,timing=each_step,heads=ada"}) checkChoices(policy, Budget::removed(0.5), false); // the host's
     for (const char* policy : {"tokenselect:init=4,top_k=20,local=16,theta=2", "tokenselect:init=4,top_k=20,local=16,theta=0.5,kernel=3", "tokenselect:init=4,top_k=150,local=16"})
-        checkChoices(policy, {});
-    checkChoices("tokenselect:theta=0.9", Budget::removed(0.5));
+        checkChoices(policy, {}, true);
+    checkChoices("tokenselect:theta=0.9", Budget::removed(0.5), false);
 }
 
 } // namespace
@@ -232,7 +243,7 @@ int main(int argc, char** argv) {
         checkSums(at::kBFloat16, 2, 4, 64, 130, 200, 16);
         checkGraph("snapkv:window=8", true);
         checkQuantized("full", "kivi:bits=4,residual=32", true);
-        for (const char* policy : {"h2o", "streaming_llm", "tokenselect:init=4,top_k=20,local=16,theta=0.5"}) checkChoices(policy, Budget::kept(40));
+        for (const char* policy : {"h2o", "streaming_llm", "tokenselect:init=4,top_k=20,local=16,theta=0.5"}) checkChoices(policy, Budget::kept(40), true);
         std::printf("%d checks, %d failed\n", checks, failures);
         return failures ? 1 : 0;
     }

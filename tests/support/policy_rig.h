@@ -145,7 +145,7 @@ private:
     void choose(int l, const LayerView& v, const Place& here, const Plan& plan) {
         Layer& layer = at(l);
         CacheLayer& e = layer.entries;
-        if (!m_policy->decides(here, plan, e.total(), m_shape.kvHeads)) return;
+        if (!m_policy->decides(here, plan, e.total(), m_shape.kvHeads, layer.memory.get())) return;
         const at::Tensor scores = m_policy->score(v, plan, layer.statistic);
         const Selection selection = m_policy->choose(v, here, plan, scores, layer.memory.get(), nullptr);
         const auto gather = [&](at::Tensor& x) {

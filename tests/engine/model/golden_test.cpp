@@ -219,8 +219,13 @@ private Q_SLOTS:
         job.ppl.maxLength = prefix + g["suffix"].get<int>();
         job.ppl.prefixRatio = (prefix + 0.5) / job.ppl.maxLength;
         std::vector<json> expected;
+        // The kept sets of every row are compared above, and equal sets give equal perplexities: by default the harsher ratio of each policy is passed, and
+        // what several windows add only for the first few policies. KEEPSIGHT_THOROUGH=1: all of them.
+        const bool all = qEnvironmentVariableIntValue("KEEPSIGHT_THOROUGH") > 0;
+        const std::set<std::string> first{"full", "knorm", "snapkv", "streaming_llm:rope=original", "tova", "observed_attention"};
         for (const json& row : g["rows"])
             if (row["prefix"] == prefix && row.contains("ppl") && row["per_window"].size() == static_cast<std::size_t>(windows)) {
+                if (!all && (windows > 1 ? !first.contains(row["spec"]) : row["compression_ratio"] == 0.3)) continue;
                 PolicySpec spec = parsePolicySpec(row["spec"].get<std::string>());
                 spec.budget = Budget::removed(row["compression_ratio"]);
                 job.lanes.push_back({"", spec});

@@ -136,7 +136,7 @@ private Q_SLOTS:
         QCOMPARE(plan.protect.sinks, 16);
         const Place brief = Place::afterPrompt(16 + 2047);
         const auto policy = policyOf("lagkv:form=official", Budget::removed(0.5));
-        QVERIFY(!policy->decides(brief, policy->planFor(brief), 2 * brief.held, 2));
+        QVERIFY(!policy->decides(brief, policy->planFor(brief), 2 * brief.held, 2, nullptr));
     }
     void officialGoesOnWhileDecoding() {
         const auto model = tinyModel();

@@ -84,7 +84,7 @@ private Q_SLOTS:
             const auto policy = policyOf(spec, Budget::kept(500));
             for (int l = 0; l < 8; ++l) {
                 const Place place = Place::afterPrompt(500, LayerIndex{l}, 8);
-                QVERIFY(!policy->decides(place, policy->planFor(place), 1000, 2));
+                QVERIFY(!policy->decides(place, policy->planFor(place), 1000, 2, nullptr));
             }
         }
     }
