@@ -300,9 +300,11 @@ void Branch::explain(const LayerView& view, const Place& here, const Attended& a
     }
 }
 
-// The view with the newest lastRows queries instead of this call's alone.
+// The view as a policy knows it from the prefill: with the newest lastRows queries instead of this call's alone, and the prompt's moments.
 LayerView Branch::withWindow(const LayerView& view) {
-    if (!m_windowed) return view;
+    LayerView out = view;
+    if (m_needs.queryMoments >= 0) out.moments = m_snapshot->view(view.layer).moments;
+    if (!m_windowed) return out;
     at::Tensor& window = m_window[static_cast<std::size_t>(view.layer.value)];
     const at::Tensor all = at::cat({window, view.queries}, 1);
     const std::int64_t rows = std::min<std::int64_t>(m_needs.lastRows, all.size(1));
@@ -311,10 +313,9 @@ LayerView Branch::withWindow(const LayerView& view) {
     else
         window = all.narrow(1, all.size(1) - rows, rows).clone();
     const at::Tensor newest = view.queryPositions.narrow(0, view.queryPositions.size(0) - 1, 1);
-    LayerView out{view.layer,  view.config, view.entries, window,
-                  newest + at::arange(1 - rows, 1, view.queryPositions.options()),
-                  view.keys,   view.values, view.scale,   {},
-                  view.inverseFrequencies, nullptr, {}};
+    out.queries = window;
+    out.queryPositions = newest + at::arange(1 - rows, 1, view.queryPositions.options());
+    out.rows = out.plainQueries = at::Tensor();
     return out;
 }
 

@@ -94,6 +94,27 @@ private Q_SLOTS:
         const Snapshot::Choice choice = snapshot->choose(*policy);
         for (const auto& keep : choice.selections[1].keep) QCOMPARE(static_cast<int>(keep.size()), 50);
     }
+
+    // The prompt's moments go on judging: the entries that go are not simply the oldest behind the sinks.
+    void goesOnWhileDecoding() {
+        const std::unique_ptr<Model> model = tinyModel();
+        const auto policy = policyOf("expected_attention:timing=each_step", Budget::kept(20));
+        Branch branch(*model, prefillFor(*model, tinyIds(60), policy), policy, {.headroom = 40});
+        branch.takeEvictions();
+        int oldest = 0, others = 0;
+        for (const TokenId id : tinyIds(30, 3)) {
+            std::vector<Position> first; // behind the sinks, per layer and head, before the step
+            for (int l = 0; l < 2; ++l)
+                for (int h = 0; h < 2; ++h) first.push_back(branch.cache().layer(LayerIndex{l}).positions[h][4].item<Position>());
+            branch.feed(std::span(&id, 1), LogitRows::last, true, {});
+            for (const Branch::Eviction& e : branch.takeEvictions()) {
+                QCOMPARE(e.positions.size(), std::size_t{1});
+                ++(e.positions.front() == first[static_cast<std::size_t>(e.layer.value * 2 + e.head.value)] ? oldest : others);
+            }
+        }
+        QCOMPARE(oldest + others, 30 * 4);
+        QVERIFY2(others > 30, qPrintable(QString("%1 of 120 were not the oldest").arg(others)));
+    }
 };
 
 QTEST_APPLESS_MAIN(ExpectedAttentionTest)
