@@ -1,6 +1,8 @@
 // What a decoded token (one row) can do in fewer passes, and what a prompt's attention sums up to; see kernels/bind/ops.h for the meaning.
 #pragma once
 
+#include "kernels/attention.h"
+
 #include <cstdint>
 
 namespace keepsight {
@@ -32,10 +34,20 @@ struct RopeAppendArgs {
     std::int64_t queryHeads = 0, kvHeads = 0, dim = 0;
 };
 
+// One query over `attention.capacity` chosen entries of every head, renumbered from 0: query and keys, before RoPE, are turned by their rank.
+struct SparseAttentionArgs {
+    AttentionArgs attention; // k and v: the cache they are chosen from; positions and lengths: the chosen ones', only for the map
+    const std::int32_t* chosen = nullptr;      // [capacity] entries, ascending
+    const std::int32_t* positions = nullptr;   // [kvHeads, positionsHead], of the cache
+    std::int64_t positionsHead = 0;
+    const float* inverseFrequencies = nullptr; // [dim / 2]
+};
+
 // One query's weights, summed into its row of a map by bins of positions.
 struct BinRowArgs {
     const float* weights = nullptr;           // [queryHeads, capacity]
     const std::int32_t* positions = nullptr;  // [kvHeads, capacity], ascending
+    const std::int32_t* starts = nullptr;     // [kvHeads]: where each head's positions begin instead
     const std::int32_t* lengths = nullptr;    // [kvHeads]
     const std::int32_t* queryPosition = nullptr; // [1]
     float* map = nullptr;                     // [mapHeads, mapRows, mapColumns], +=; mapHeads are the query heads, or the KV heads: then the mean

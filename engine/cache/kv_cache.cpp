@@ -53,6 +53,23 @@ void startAtZero(CacheLayer& layer, std::int64_t count) {
         ops::append_entries(t, at::zeros({t.size(0), count}, t.options()), forRows(layer.lengths, t.size(0)));
 }
 
+// Room that each head of a ragged layer has for coming entries: what is known to come, within reason, or a fiftieth of what is held. Each time it is used up
+// the layer is copied, and recorded steps are made anew.
+std::int64_t raggedRoom(std::int64_t total, std::int64_t headroom, std::size_t heads) {
+    return std::max({std::int64_t{16}, std::min<std::int64_t>(headroom, 128), total / static_cast<std::int64_t>(heads) / 50});
+}
+
+void checkEvictable(const CacheLayer& layer) {
+    if (layer.ragged()) throw EngineError("cache: a branch that was made for no further evictions was asked to evict");
+}
+
+// Rows that all heads are shown, as operators on [heads, entries, …] take them.
+at::Tensor shown(const at::Tensor& rows, std::size_t heads) {
+    std::vector<std::int64_t> sizes = rows.sizes().vec();
+    sizes.insert(sizes.begin(), static_cast<std::int64_t>(heads));
+    return rows.unsqueeze(0).expand(sizes);
+}
+
 std::int64_t bytesOf(const CacheLayer& layer) {
     std::int64_t total = 0;
     for (const StoredSide* side : {layer.storedKeys.get(), layer.storedValues.get()})
@@ -117,8 +134,69 @@ KvCache::KvCache(const ModelConfig& config, at::ScalarType dtype, at::Device dev
     }
 }
 
+std::int64_t CacheLayer::capacity() const {
+    if (!ragged()) return positions.defined() ? positions.size(1) : 0;
+    std::int32_t most = 0;
+    for (std::size_t h = 0; h < held.size(); ++h) most = std::max(most, begins[h + 1] - begins[h]);
+    return most;
+}
+
+bool CacheLayer::hasRoom() const {
+    if (!ragged()) return maxHeld() < capacity();
+    for (std::size_t h = 0; h < held.size(); ++h)
+        if (held[h] >= begins[h + 1] - begins[h]) return false;
+    return true;
+}
+
+std::vector<std::vector<std::int32_t>> CacheLayer::heldPositions() const {
+    const at::Tensor all = positions.to(at::kCPU).contiguous();
+    std::vector<std::vector<std::int32_t>> out;
+    for (std::size_t h = 0; h < held.size(); ++h) {
+        const std::int32_t* row = all.const_data_ptr<std::int32_t>() + (ragged() ? begins[h] : static_cast<std::int64_t>(h) * all.size(1));
+        out.emplace_back(row, row + held[h]);
+    }
+    return out;
+}
+
+// `layer` becomes ragged: head h holds the entries kept[h] of `from` (null: all it holds), with `room` for as many more.
+void KvCache::layOut(CacheLayer& to, const CacheLayer& from, const std::vector<std::vector<std::int32_t>>* kept, std::int64_t room) const {
+    const std::size_t heads = from.held.size();
+    std::vector<std::int32_t> begins{0}, starts, held;
+    std::vector<std::int64_t> rows; // of `from`, its heads behind each other
+    for (std::size_t h = 0; h < heads; ++h) {
+        const std::int64_t first = from.ragged() ? from.begins[h] : static_cast<std::int64_t>(h) * from.capacity();
+        held.push_back(kept ? static_cast<std::int32_t>((*kept)[h].size()) : from.held[h]);
+        for (std::int32_t i = 0; i < held.back(); ++i) rows.push_back(first + (kept ? (*kept)[h][static_cast<std::size_t>(i)] : i));
+        rows.resize(rows.size() + static_cast<std::size_t>(room), first); // anything
+        starts.push_back(begins.back());
+        begins.push_back(static_cast<std::int32_t>(rows.size()));
+    }
+    const at::Tensor index = at::tensor(at::IntArrayRef(rows), at::kLong).to(m_device);
+    const auto moved = [&](const at::Tensor& x) { return (from.ragged() ? x : x.flatten(0, 1)).index_select(0, index); };
+    CacheLayer out;
+    out.keys = moved(from.keys);
+    out.values = moved(from.values);
+    out.positions = moved(from.positions);
+    out.lengths = at::tensor(held, at::kInt).to(m_device);
+    out.starts = at::tensor(starts, at::kInt).to(m_device);
+    out.ends = out.starts + out.lengths;
+    out.begins = std::move(begins);
+    out.held = std::move(held);
+    to = std::move(out);
+}
+
 void KvCache::reserve(LayerIndex index, std::int64_t entries) {
     CacheLayer& l = layer(index);
+    if (l.ragged()) {
+        const std::int64_t more = entries - l.maxHeld();
+        bool fits = true;
+        for (std::size_t h = 0; h < l.held.size(); ++h) fits = fits && l.held[h] + more <= l.begins[h + 1] - l.begins[h];
+        if (fits) return;
+        ++m_layout;
+        m_peak = std::max(m_peak, stats().allocatedBytes + bytesOf(l)); // for a while it is there twice
+        layOut(l, l, nullptr, std::max(more, raggedRoom(l.total(), m_headroom, l.held.size())));
+        return;
+    }
     if (entries <= l.capacity()) return;
     const std::int64_t capacity = roundedCapacity(entries);
     ++m_layout;
@@ -133,25 +211,40 @@ void KvCache::reserve(LayerIndex index, std::int64_t entries) {
 void KvCache::append(LayerIndex index, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& positions) {
     CacheLayer& l = layer(index);
     const std::int64_t count = keys.size(1), needed = l.maxHeld() + count;
-    if (needed > l.capacity()) reserve(index, needed + needed / 8); // amortised growth
+    if (l.ragged())
+        reserve(index, needed);
+    else if (needed > l.capacity())
+        reserve(index, needed + needed / 8); // amortised growth
+    const at::Tensor& behind = l.ragged() ? l.ends : l.lengths;
+    const auto entries = [&](const at::Tensor& x) { return l.ragged() ? shown(x, l.held.size()) : x; };
     if (m_quantizer) {
         l.storedKeys->append(keys);
         l.storedValues->append(values);
     } else {
-        ops::append_entries(l.keys, keys, l.lengths);
-        ops::append_entries(l.values, values, l.lengths);
+        at::Tensor toKeys = entries(l.keys), toValues = entries(l.values);
+        ops::append_entries(toKeys, keys, behind);
+        ops::append_entries(toValues, values, behind);
     }
-    ops::append_entries(l.positions, positions.unsqueeze(0).expand({m_config.kvHeads, count}).contiguous(), l.lengths);
+    at::Tensor toPositions = entries(l.positions);
+    ops::append_entries(toPositions, positions.unsqueeze(0).expand({m_config.kvHeads, count}).contiguous(), behind);
     startAtZero(l, count);
     l.lengths.add_(static_cast<std::int32_t>(count));
+    if (l.ragged()) l.ends.add_(static_cast<std::int32_t>(count));
     for (std::int32_t& n : l.held) n += static_cast<std::int32_t>(count);
 }
 
 at::Tensor KvCache::ropeAppend(LayerIndex index, const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies) {
     CacheLayer& l = layer(index);
-    if (l.maxHeld() >= l.capacity()) reserve(index, l.maxHeld() + 1 + l.maxHeld() / 8);
-    startAtZero(l, 1);
-    const at::Tensor q = ops::rope_append(qkv, position, inverseFrequencies, l.keys, l.values, l.positions, l.lengths);
+    if (!l.hasRoom()) reserve(index, l.maxHeld() + 1 + (l.ragged() ? 0 : l.maxHeld() / 8));
+    at::Tensor q;
+    if (l.ragged()) {
+        at::Tensor keys = shown(l.keys, l.held.size()), values = shown(l.values, l.held.size()), positions = shown(l.positions, l.held.size());
+        q = ops::rope_append(qkv, position, inverseFrequencies, keys, values, positions, l.ends);
+        l.lengths.add_(1);
+    } else {
+        startAtZero(l, 1);
+        q = ops::rope_append(qkv, position, inverseFrequencies, l.keys, l.values, l.positions, l.lengths);
+    }
     for (std::int32_t& n : l.held) ++n;
     return q;
 }
@@ -176,7 +269,7 @@ std::optional<std::string> KvCache::nextStep() {
     std::string all;
     for (std::size_t l = 0; l < m_layers.size(); ++l) {
         CacheLayer& layer = m_layers[l];
-        if (layer.maxHeld() >= layer.capacity()) reserve(LayerIndex{static_cast<std::int32_t>(l)}, layer.maxHeld() + 64 + layer.maxHeld() / 8);
+        if (!layer.hasRoom()) reserve(LayerIndex{static_cast<std::int32_t>(l)}, layer.maxHeld() + (layer.ragged() ? 1 : 64 + layer.maxHeld() / 8));
         for (StoredSide* side : {layer.storedKeys.get(), layer.storedValues.get()}) {
             if (!side) continue;
             const std::optional<std::string> step = plainKeys() ? std::nullopt : side->nextStep();
@@ -197,6 +290,7 @@ std::optional<KvCache::Packed> KvCache::packed(LayerIndex index) const {
 
 at::Tensor KvCache::dropLowest(LayerIndex index, const at::Tensor& scores, const at::Tensor& limits, std::int32_t keep) {
     CacheLayer& l = layer(index);
+    checkEvictable(l);
     m_whole = false;
     std::vector<at::Tensor> moved{l.positions, l.keys, l.values};
     for (auto& [name, t] : l.memory) moved.push_back(t);
@@ -212,6 +306,7 @@ void KvCache::countDropped(LayerIndex index, std::int32_t keep) {
 
 void KvCache::compact(LayerIndex index, const Selection& selection) {
     CacheLayer& l = layer(index);
+    checkEvictable(l);
     ++m_layout;
     m_whole = false;
     const IndexTensors kept = indexTensors(selection, m_device);
@@ -262,17 +357,25 @@ KvCache::Dense KvCache::attended(LayerIndex index, const at::Tensor& inverseFreq
 }
 
 KvCache KvCache::branch(const std::vector<Selection>& selections, RopeMode rope, std::int64_t headroom, const at::Tensor& inverseFrequencies,
-                        std::shared_ptr<const Quantizer> quantizer) const {
+                        std::shared_ptr<const Quantizer> quantizer, bool settled) const {
     if (m_rope == RopeMode::cacheRelative && rope == RopeMode::original)
         throw EngineError("cache: a branch with rope=original was asked of a prefill stored with rope=cache_relative");
     ModelConfig config = m_config;
     if (!selections.empty()) config.kvHeads = static_cast<int>(selections.front().keep.size());
     const int group = config.kvHeads / m_config.kvHeads;
     KvCache out(config, m_dtype, m_device, rope, std::move(quantizer));
+    out.m_headroom = headroom;
     for (std::size_t i = 0; i < m_layers.size(); ++i) {
         const CacheLayer wide = group > 1 ? m_layers[i].perQueryHead(group) : CacheLayer();
         const CacheLayer& from = group > 1 ? wide : m_layers[i];
         CacheLayer& to = out.m_layers[i];
+        std::int64_t total = 0, longest = 0;
+        for (const auto& keep : selections[i].keep) total += static_cast<std::int64_t>(keep.size()), longest = std::max(longest, static_cast<std::int64_t>(keep.size()));
+        const std::int64_t more = raggedRoom(total, headroom, selections[i].keep.size()), heads = config.kvHeads;
+        if (settled && !out.m_quantizer && !out.plainKeys() && !plainKeys() && (total + heads * more) * 100 < heads * roundedCapacity(longest + headroom) * 95) {
+            layOut(to, from, &selections[i].keep, more);
+            continue;
+        }
         const IndexTensors kept = indexTensors(selections[i], m_device);
         const std::int64_t capacity = roundedCapacity(kept.longest + headroom);
         const std::int64_t room = out.m_quantizer ? std::max(kept.longest, 1) : capacity; // packed at once, or where it stays

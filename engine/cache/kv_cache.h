@@ -16,19 +16,26 @@ namespace keepsight {
 // original: keys are stored rotated at their own position. cacheRelative: keys are stored before RoPE and rotated at their slot when read.
 enum class RopeMode { original, cacheRelative };
 
-// One layer's entries. C = capacity; entries [0, lengths[h]) of head h are real, in ascending original position.
+// One layer's entries. C = capacity; entries [0, lengths[h]) of head h are real, in ascending original position. A ragged layer, from which nothing is
+// evicted any more, holds its heads behind each other instead: keys, values [N, headDim] and positions [N], head h in the rows from starts[h] on, so that
+// heads of different lengths take no more room than they need.
 struct CacheLayer {
     at::Tensor keys, values;            // [kvHeads, C, headDim]; undefined where a quantizer stores them:
     std::unique_ptr<StoredSide> storedKeys, storedValues;
     at::Tensor positions;               // [kvHeads, C] int32, original absolute positions
     at::Tensor lengths;                 // [kvHeads] int32, on the device
+    at::Tensor starts, ends;            // of a ragged layer, else undefined: [kvHeads] int32 there; ends = starts + lengths
+    std::vector<std::int32_t> begins;   // [kvHeads + 1] starts on the host, and N
     std::vector<std::int32_t> held;     // [kvHeads] the same on the host
     std::map<std::string, at::Tensor> memory; // named [kvHeads, C] or [queryHeads, C] fp32 statistics; move with the entries
     std::int32_t maxHeld() const;
     std::int64_t total() const;         // entries of all heads
     // A copy in which each of `group` query heads has the entries of its KV head; without memory; keys and values, not packed, if they are wanted.
     CacheLayer perQueryHead(std::int64_t group, bool keysAndValues = true) const;
-    std::int64_t capacity() const { return positions.defined() ? positions.size(1) : 0; }
+    bool ragged() const { return starts.defined(); }
+    std::int64_t capacity() const;      // of the head with most room
+    bool hasRoom() const;               // for one more entry of every head
+    std::vector<std::vector<std::int32_t>> heldPositions() const; // [kvHeads], on the host
 };
 
 struct CacheStats {
@@ -66,6 +73,7 @@ public:
     };
     Dense plain(LayerIndex layer) const; // as stored, unpacked
     Dense attended(LayerIndex layer, const at::Tensor& inverseFrequencies) const;
+    // Of a ragged layer: [N, headDim] each.
     // Instead, for one query: keys and values as packed; nullopt: only dense ones can be read.
     struct Packed {
         ops::PackedSide keys, values;
@@ -74,8 +82,9 @@ public:
 
     // A copy holding only the selected entries (the branch after a shared prefill), without the memory tensors; room for `headroom`
     // more; packed if a quantizer is given; selections with a set for each query head give every query head entries of its own. A branch with plain keys of a prefill with rotated ones turns them back by their position.
+    // settled: nothing will be evicted from the branch or read by its policy; layers become ragged where that saves memory.
     KvCache branch(const std::vector<Selection>& selections, RopeMode rope, std::int64_t headroom, const at::Tensor& inverseFrequencies,
-                   std::shared_ptr<const Quantizer> quantizer = nullptr) const;
+                   std::shared_ptr<const Quantizer> quantizer = nullptr, bool settled = false) const;
 
     const CacheLayer& layer(LayerIndex index) const { return m_layers[static_cast<std::size_t>(index.value)]; }
     CacheLayer& layer(LayerIndex index) { return m_layers[static_cast<std::size_t>(index.value)]; }
@@ -87,6 +96,7 @@ public:
     CacheStats stats() const;
 
 private:
+    void layOut(CacheLayer& layer, const CacheLayer& from, const std::vector<std::vector<std::int32_t>>* kept, std::int64_t room) const; // makes it ragged
     ModelConfig m_config;
     at::ScalarType m_dtype;
     at::Device m_device;
@@ -95,6 +105,7 @@ private:
     std::vector<CacheLayer> m_layers;
     mutable std::int64_t m_peak = 0;
     std::uint64_t m_layout = 0;
+    std::int64_t m_headroom = 0; // that a branch was made with
     bool m_whole = true;
 };
 

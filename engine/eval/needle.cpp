@@ -17,15 +17,11 @@ namespace {
 // Share of (layer, KV head, needle token) still stored.
 double needleShare(const KvCache& cache, Position begin, Position end) {
     std::int64_t held = 0, all = 0;
-    for (int l = 0; l < cache.layers(); ++l) {
-        const CacheLayer& layer = cache.layer(LayerIndex{l});
-        const at::Tensor positions = layer.positions.to(at::kCPU).contiguous();
-        for (std::size_t h = 0; h < layer.held.size(); ++h) {
-            const std::int32_t* row = positions.data_ptr<std::int32_t>() + static_cast<std::int64_t>(h) * positions.size(1);
-            held += std::lower_bound(row, row + layer.held[h], end) - std::lower_bound(row, row + layer.held[h], begin);
+    for (int l = 0; l < cache.layers(); ++l)
+        for (const std::vector<std::int32_t>& row : cache.layer(LayerIndex{l}).heldPositions()) {
+            held += std::ranges::lower_bound(row, end) - std::ranges::lower_bound(row, begin);
             all += end - begin;
         }
-    }
     return all > 0 ? static_cast<double>(held) / static_cast<double>(all) : NotMeasured;
 }
 

@@ -320,13 +320,15 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
         const bool even = std::ranges::all_of(held.held, [&](std::int32_t n) { return n == held.held.front(); });
         if (packed)
             attended = ops::packed_attention(q, packed->keys, packed->values, held.positions, held.lengths, positions, scale, stats);
+        else if (held.ragged())
+            attended = ops::ragged_attention(q, dense.keys, dense.values, held.positions, held.starts, held.lengths, held.capacity(), positions, scale, stats);
         else
             attended = !m_device.is_cpu() && (!stats || cache.whole()) && even && count > 1
                        ? ops::causal_attention(q, dense.keys, dense.values, held.held.front(), scale, stats) // entries ascend, the newest are the queries' own
                        : ops::attention(q, dense.keys, dense.values, held.positions, held.lengths, positions, scale, stats);
+        const KvCache::Dense shown = held.ragged() ? KvCache::Dense{} : dense; // nobody looks at ragged ones
         if (observer)
-            observer->afterAttention({index, stored, held, q, positions, dense.keys, dense.values, scale, stats ? stats->lastRows : at::Tensor(), m_inverse, nullptr, plain},
-                                     cache);
+            observer->afterAttention({index, stored, held, q, positions, shown.keys, shown.values, scale, stats ? stats->lastRows : at::Tensor(), m_inverse, nullptr, plain}, cache);
     }
     cache.settle(index);
     return attended;
@@ -336,6 +338,7 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
 at::Tensor Llama::attendTo(const at::Tensor& chosen, const at::Tensor& plainQueries, const KvCache::Dense& stored, const CacheLayer& held,
                            const at::Tensor& positions, double scale, ops::AttentionStats* stats) const {
     const std::int64_t size = chosen.size(0), count = plainQueries.size(1);
+    if (count == 1) return ops::sparse_attention(plainQueries, stored.keys, stored.values, held.positions, chosen, m_inverse, positions, scale, stats);
     const auto ints = at::TensorOptions().dtype(at::kInt).device(m_device);
     const at::Tensor index = chosen.expand({stored.keys.size(0), size}).contiguous();
     const at::Tensor counts = at::full({stored.keys.size(0)}, static_cast<std::int32_t>(size), ints);

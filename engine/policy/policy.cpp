@@ -90,7 +90,7 @@ std::vector<ParamInfo> sharedParams(Shared kind) {
         {"sinks", ParamInfo::Type::integer, "0", 0, 1 << 20, {}, "tokens", "First tokens that always stay, within the budget."},
         {"recent", ParamInfo::Type::integer, "0", 0, 1 << 24, {}, "tokens", "Newest tokens that always stay, within the budget."},
         {"heads", ParamInfo::Type::choice, "uniform", 0, 0, {"uniform", "ada"}, "",
-         "uniform: every head keeps the budget; ada: the heads of a layer share it by score (AdaKV, arXiv:2407.11550), and memory is really freed, down to the fullest head."},
+         "uniform: every head keeps the budget; ada: the heads of a layer share it by score (AdaKV, arXiv:2407.11550), and what they leave is really freed."},
         {"ada_floor", ParamInfo::Type::real, "0.2", 0, 1, {}, "share", "With heads=ada: the share of the budget that each head is sure of."},
         {"layers", ParamInfo::Type::reals, "", 0, 0.999, {}, "removed",
          "Shares removed from the first to the last layer, separated by '/', in place of the ratio; values between are interpolated."}};

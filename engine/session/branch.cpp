@@ -73,7 +73,8 @@ Branch::Branch(const Model& model, std::shared_ptr<const Snapshot> snapshot, std
             for (std::size_t h = 0; h < choice.selections.front().keep.size(); ++h)
                 if (position < m_snapshot->length())
                     m_explanations.push_back(m_snapshot->explain(*m_policy, m_options.quantizer.get(), LayerIndex{l}, HeadIndex{static_cast<std::int32_t>(h)}, position));
-    m_cache = m_snapshot->cache().branch(choice.selections, m_policy->rope(), options.headroom, m_snapshot->inverseFrequencies(), m_options.quantizer);
+    const bool settled = m_policy->kind() == PolicyKind::evict && m_policy->schedule().everySteps == 0 && !m_needs.decodeSums && !m_needs.decodeRows;
+    m_cache = m_snapshot->cache().branch(choice.selections, m_policy->rope(), options.headroom, m_snapshot->inverseFrequencies(), m_options.quantizer, settled);
     if (m_windowed)
         for (int l = 0; l < m_cache.layers(); ++l) {
             const at::Tensor& queries = m_snapshot->view(LayerIndex{l}).queries;

@@ -62,15 +62,7 @@ void recordStep(LaneIndex lane, const StepRecord& step, std::vector<Branch::Evic
 
 KeptSets keptSets(const KvCache& cache) {
     KeptSets out;
-    for (int l = 0; l < cache.layers(); ++l) {
-        const CacheLayer& layer = cache.layer(LayerIndex{l});
-        const at::Tensor positions = layer.positions.to(at::kCPU).contiguous();
-        auto& heads = out.kept.emplace_back();
-        for (std::size_t h = 0; h < layer.held.size(); ++h) {
-            const std::int32_t* row = positions.data_ptr<std::int32_t>() + static_cast<std::int64_t>(h) * positions.size(1);
-            heads.emplace_back(row, row + layer.held[h]);
-        }
-    }
+    for (int l = 0; l < cache.layers(); ++l) out.kept.push_back(cache.layer(LayerIndex{l}).heldPositions());
     return out;
 }
 

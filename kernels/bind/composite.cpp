@@ -111,6 +111,16 @@ at::Tensor attentionComposite(const at::Tensor& q, const at::Tensor& k, const at
     return out;
 }
 
+// Every head's entries gathered into a row of their own.
+at::Tensor raggedAttentionComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& starts,
+                                    const at::Tensor& lengths, int64_t capacity, const at::Tensor& queryPositions, double scale,
+                                    const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
+                                    const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
+    const at::Tensor index = (starts.unsqueeze(1) + at::arange(capacity, starts.options())).clamp_max(k.size(0) - 1).view({-1}); // what lies behind a head is never looked at
+    const auto dense = [&](const at::Tensor& x) { return x.index_select(0, index).view({starts.size(0), capacity, x.size(1)}); };
+    return attentionComposite(q, dense(k), dense(v), dense(positions.unsqueeze(1)).squeeze(2), lengths, queryPositions, scale, columnSum, lastRows, map, rowBegin, rowBin, colBin);
+}
+
 at::Tensor attentionRowsComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
                                   const at::Tensor& queryPositions, double scale) {
     return weightsOf(q, k.to(at::kFloat), positions, lengths, queryPositions, scale, 0, q.size(1))
@@ -171,6 +181,7 @@ void registerComposite(torch::Library& library) {
     add("silu_mul", siluMulComposite);
     add("rope", ropeComposite);
     add("attention", attentionComposite);
+    add("ragged_attention", raggedAttentionComposite);
     add("attention_rows", attentionRowsComposite);
     add("gather_entries", gatherEntriesComposite);
     add("compact_entries", compactEntriesComposite);

@@ -167,6 +167,27 @@ at::Tensor attentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tens
     return out;
 }
 
+at::Tensor raggedAttentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& startsIn,
+                              const at::Tensor& lengths, int64_t capacity, const at::Tensor& queryPositions, double scale,
+                              const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
+                              const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
+    const at::Tensor starts = startsIn.contiguous(), keys = shownToHeads(k, starts.size(0)), values = shownToHeads(v, starts.size(0));
+    const int32_t *start = starts.const_data_ptr<int32_t>(), *length = lengths.const_data_ptr<int32_t>();
+    for (int64_t h = 0; h < starts.numel(); ++h)
+        if (start[h] < 0 || start[h] + length[h] > k.size(0) || length[h] > capacity)
+            refuse("ragged_attention", "start and length", "within the " + std::to_string(k.size(0)) + " entries and a capacity of " + std::to_string(capacity),
+                   std::to_string(start[h]) + " and " + std::to_string(length[h]) + " at head " + std::to_string(h));
+    AttentionInput input("ragged_attention", q, keys, &values, positions, lengths, queryPositions, scale);
+    AttentionArgs& args = input.args;
+    args.k.starts = args.v.starts = start;
+    args.capacity = capacity;
+    at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options());
+    args.out = out.data_ptr();
+    collect(args, columnSum, lastRows, map, rowBegin, rowBin, colBin);
+    onCpu("ragged_attention", [&](const CpuKernels& kernels) { kernels.attention(args); });
+    return out;
+}
+
 at::Tensor attentionRowsCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
                             const at::Tensor& queryPositions, double scale) {
     AttentionInput input("attention_rows", q, k, nullptr, positions, lengths, queryPositions, scale);
@@ -273,6 +294,7 @@ void registerCpu(torch::Library& library) {
     add("silu_mul", siluMulCpu);
     add("rope", ropeCpu);
     add("attention", attentionCpu);
+    add("ragged_attention", raggedAttentionCpu);
     add("attention_rows", attentionRowsCpu);
     add("output_change", outputChangeCpu);
     add("gather_entries", gatherEntriesCpu);

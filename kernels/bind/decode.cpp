@@ -1,4 +1,4 @@
-// Operators for plain passes on devices (a decoded token, a prompt): schemas, checks, and their form in the operators they replace.
+// Operators for plain passes on devices (a decoded token, over all entries or chosen ones; a prompt): schemas, checks, and their form in the operators they replace.
 #include "kernels/bind/checks.h"
 #include "kernels/bind/implementations.h"
 
@@ -12,6 +12,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 using Matvec = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double, bool);
 using Causal = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
                           int64_t, int64_t);
+using Sparse = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
+                          const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t);
 using RopeAppend = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::Tensor&, at::Tensor&, at::Tensor&, at::Tensor&);
 
 at::Tensor matvecComposite(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm, const OptionalTensor& residual,
@@ -38,6 +40,18 @@ at::Tensor ropeAppendComposite(const at::Tensor& qkv, const at::Tensor& position
     append_entries(positions, position.unsqueeze(0).expand({kvHeads, 1}).contiguous(), lengths);
     lengths.add_(1);
     return turned.narrow(0, 0, heads - 2 * kvHeads);
+}
+
+at::Tensor sparseAttentionComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& chosen,
+                                    const at::Tensor& inverseFrequencies, const at::Tensor& queryPosition, double scale, const OptionalTensor& columnSum,
+                                    const OptionalTensor& lastRows, const OptionalTensor& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
+    const int64_t size = chosen.size(0);
+    const at::Tensor index = chosen.expand({k.size(0), size}).contiguous(), counts = at::full({k.size(0)}, size, chosen.options());
+    const auto ofSet = [&](const at::Tensor& x) { return gather_entries(x, index, counts, size); };
+    const auto orNone = [](const OptionalTensor& t) { return t ? *t : at::Tensor(); };
+    AttentionStats stats{orNone(columnSum), orNone(lastRows), orNone(map), rowBegin, rowBin, colBin};
+    return attention(rope(q, at::full({1}, size - 1, chosen.options()), inverseFrequencies), rope(ofSet(k), at::arange(size, chosen.options()), inverseFrequencies), ofSet(v),
+                     ofSet(positions), counts, queryPosition, scale, &stats);
 }
 
 } // namespace
@@ -108,16 +122,45 @@ at::Tensor rope_append(const at::Tensor& qkv, const at::Tensor& position, const 
     return typed.call(qkv, position, inverseFrequencies, keys, values, positions, lengths);
 }
 
+at::Tensor sparse_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& chosen,
+                            const at::Tensor& inverseFrequencies, const at::Tensor& queryPosition, double scale, AttentionStats* stats) {
+    constexpr auto op = "sparse_attention";
+    checkShape(op, "query", q, {Any, 1, Any});
+    checkFloat(op, "query", q);
+    const int64_t dim = q.size(2);
+    if (dim == 0 || dim % 2 != 0) refuse(op, "head size", "positive and even", std::to_string(dim));
+    checkShape(op, "keys", k, {Any, Any, dim});
+    checkShape(op, "values", v, {k.size(0), k.size(1), dim});
+    if (k.size(0) == 0 || q.size(0) == 0 || q.size(0) % k.size(0) != 0)
+        refuse(op, "query heads", "a positive multiple of the " + std::to_string(k.size(0)) + " KV heads", std::to_string(q.size(0)));
+    checkShape(op, "positions", positions, {k.size(0), k.size(1)});
+    checkShape(op, "chosen entries", chosen, {Any});
+    if (chosen.size(0) == 0 || chosen.size(0) > k.size(1))
+        refuse(op, "chosen entries", "from the query's own to all " + std::to_string(k.size(1)), std::to_string(chosen.size(0)));
+    checkShape(op, "inverse frequencies", inverseFrequencies, {dim / 2});
+    checkType(op, "inverse frequencies", inverseFrequencies, at::kFloat);
+    checkShape(op, "query position", queryPosition, {1});
+    for (const at::Tensor* t : {&k, &v}) checkType(op, "keys and values", *t, q.scalar_type());
+    for (const at::Tensor* t : {&positions, &chosen, &queryPosition}) checkType(op, "positions and chosen entries", *t, at::kInt);
+    for (const at::Tensor* t : {&k, &v, &positions, &chosen, &inverseFrequencies, &queryPosition}) checkSameDevice(op, "arguments", *t, q);
+    const CheckedStats s = checkStats(op, stats, q, positions.narrow(1, 0, chosen.size(0))); // sized by the set
+    static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::sparse_attention", "").typed<Sparse>();
+    return typed.call(q, k, v, positions, chosen, inverseFrequencies, queryPosition, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
+}
+
 void defineDecodeOperators(torch::Library& m) {
     m.def("matvec(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, Tensor? residual, float eps, bool gated) -> Tensor");
     m.def("causal_attention(Tensor q, Tensor k, Tensor v, int held, float scale, Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, "
           "int row_bin, int col_bin) -> Tensor");
+    m.def("sparse_attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor chosen, Tensor inverse_frequencies, Tensor query_position, float scale, "
+          "Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, int row_bin, int col_bin) -> Tensor");
     m.def("rope_append(Tensor qkv, Tensor position, Tensor inverse_frequencies, Tensor(a!) keys, Tensor(b!) values, Tensor(c!) positions, Tensor(d!) lengths) -> Tensor");
 }
 
 void registerDecodeComposite(torch::Library& m) {
     m.impl("matvec", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, matvecComposite));
     m.impl("causal_attention", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, causalAttentionComposite));
+    m.impl("sparse_attention", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, sparseAttentionComposite));
     m.impl("rope_append", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, ropeAppendComposite));
 }
 

@@ -14,6 +14,8 @@ struct CheckedStats {
 };
 CheckedStats checkStats(const char* op, const AttentionStats* stats, const at::Tensor& q, const at::Tensor& k);
 
+inline at::Tensor shownToHeads(const at::Tensor& rows, int64_t heads) { return rows.unsqueeze(0).expand({heads, rows.size(0), rows.size(1)}); } // [N, D] → [heads, N, D]
+
 void defineOperators(torch::Library& library);   // the schemas
 void registerCpu(torch::Library& library);       // key CPU: kernels/cpu
 void registerComposite(torch::Library& library); // key CompositeExplicitAutograd: ATen calls, right on any device

@@ -94,6 +94,8 @@ void defineOperators(torch::Library& m) {
     m.def("rope(Tensor x, Tensor positions, Tensor inverse_frequencies, float sign) -> Tensor");
     m.def("attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor lengths, Tensor query_positions, float scale, "
           "Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, int row_bin, int col_bin) -> Tensor");
+    m.def("ragged_attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor starts, Tensor lengths, int capacity, Tensor query_positions, float scale, "
+          "Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, int row_bin, int col_bin) -> Tensor");
     m.def("attention_rows(Tensor queries, Tensor k, Tensor positions, Tensor lengths, Tensor query_positions, float scale) -> Tensor");
     m.def("output_change(Tensor queries, Tensor k, Tensor v, Tensor positions, Tensor lengths, Tensor query_positions, float scale, int kind) -> Tensor");
     m.def("gather_entries(Tensor src, Tensor index, Tensor counts, int capacity) -> Tensor");
@@ -185,6 +187,28 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                           double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t)>(
             "keepsight::attention");
     return op.call(q, k, v, positions, lengths, queryPositions, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
+}
+
+at::Tensor ragged_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& starts,
+                            const at::Tensor& lengths, int64_t capacity, const at::Tensor& queryPositions, double scale, AttentionStats* stats) {
+    const char* op = "ragged_attention";
+    checkShape(op, "keys", k, {Any, Any});
+    checkShape(op, "positions", positions, {k.size(0)});
+    checkShape(op, "values", v, {k.size(0), k.size(1)});
+    checkType(op, "values", v, q.scalar_type());
+    checkSameDevice(op, "values", v, q);
+    checkShape(op, "starts", starts, {Any});
+    checkType(op, "starts", starts, at::kInt);
+    checkSameDevice(op, "starts", starts, q);
+    if (capacity < 0 || capacity > k.size(0)) refuse(op, "capacity", "in 0 … " + std::to_string(k.size(0)), std::to_string(capacity));
+    const at::Tensor shown = shownToHeads(k, starts.size(0));
+    checkEntries(op, q, shown, positions.unsqueeze(0).expand({starts.size(0), k.size(0)}), lengths, queryPositions);
+    const CheckedStats s = checkStats(op, stats, q, shown.narrow(1, 0, capacity));
+    static const auto typed =
+        handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t,
+                          const at::Tensor&, double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t)>(
+            "keepsight::ragged_attention");
+    return typed.call(q, k, v, positions, starts, lengths, capacity, queryPositions, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
 }
 
 at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,

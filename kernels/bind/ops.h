@@ -37,6 +37,11 @@ struct AttentionStats {
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
                      const at::Tensor& queryPositions, double scale, AttentionStats* stats = nullptr);
 
+// attention() over heads that lie behind each other, so that none takes more room than it needs: head h's entries are the lengths[h] rows from starts[h]
+// on of k, v [N, D] and positions [N]; starts [Hkv] int32. Statistics are sized by capacity, at least every length and at most N.
+at::Tensor ragged_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& starts,
+                            const at::Tensor& lengths, int64_t capacity, const at::Tensor& queryPositions, double scale, AttentionStats* stats = nullptr);
+
 // Softmax rows of `queries` [Hq, w, D] at queryPositions [w] over the held keys: [Hq, w, C] fp32, 0 where not visible (the scorers' window rows).
 at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
                           const at::Tensor& queryPositions, double scale);
@@ -109,6 +114,12 @@ struct PackedSide {
 // parts together) are read for the statistics. q [Hq, 1, D] → [1, Hq·D].
 at::Tensor packed_attention(const at::Tensor& q, const PackedSide& keys, const PackedSide& values, const at::Tensor& positions, const at::Tensor& lengths,
                             const at::Tensor& queryPosition, double scale, AttentionStats* stats = nullptr);
+
+// attention() of one query, the newest entry's own, over the entries `chosen` [n] int32 (ascending, one set for all heads), read where they lie: keys
+// before RoPE are turned by their rank 0 … n − 1 on their way, the query by n − 1. q [Hq, 1, D] before RoPE · k, v [Hkv, C, D] · positions [Hkv, C]
+// int32 · inverse frequencies [D/2] fp32. An entry is seen iff its position ≤ queryPosition [1]. The statistics are of the set: C is n. → [1, Hq·D].
+at::Tensor sparse_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& chosen,
+                            const at::Tensor& inverseFrequencies, const at::Tensor& queryPosition, double scale, AttentionStats* stats = nullptr);
 
 // Evicts one entry of each KV head that holds more than limits[0]: the lowest scored (of equal ones the oldest; NaN is −inf) behind the first
 // limits[1] and before the newest limits[2]; without scores the first of these. Of every tensor in `moved`, [H, C, …] with H a multiple of Hkv,

@@ -1,4 +1,5 @@
-// How much the attention output would change without an entry, in ATen calls: right on any device. One query has a CPU kernel (cpu/output_change.cpp).
+// How much the attention output would change without an entry, in ATen calls: right on any device. One query has a CPU kernel (cpu/output_change.cpp),
+// one query and a prompt have CUDA kernels (cuda/output_change.cu, cuda/attention_sums.cu).
 //
 // Of one query row, with a its weight for the entry, s the scaled logit, v the entry's value and o the row's output (second-order expansion
 // of the output around the entry, OBCache, arXiv:2510.07651):

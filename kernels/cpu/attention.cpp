@@ -111,7 +111,7 @@ void packHead(const AttentionArgs& args, const Shape& shape, const Head& head, s
     const std::int64_t first = panel * Columns, n = least(Columns, head.entries - first), dim = args.dim;
     float* keys = head.keys + first * dim;
     for (std::int64_t j = 0; j < n; ++j)
-        toFp32(at(args.k.data, args.element, head.index * args.k.head + (first + j) * args.k.row), args.element, dim, rowsBuffer + j * dim);
+        toFp32(at(args.k.data, args.element, args.k.of(head.index) + (first + j) * args.k.row), args.element, dim, rowsBuffer + j * dim);
     if (n < Columns) std::memset(rowsBuffer + n * dim, 0, static_cast<std::size_t>((Columns - n) * dim) * 4);
     for (std::int64_t d = 0; d < dim; ++d)
         for (std::int64_t j = 0; j < Columns; ++j)
@@ -119,7 +119,7 @@ void packHead(const AttentionArgs& args, const Shape& shape, const Head& head, s
     if (!head.values) return;
     for (std::int64_t j = 0; j < n; ++j) {
         float* v = head.values + (first + j) * shape.valueStride;
-        toFp32(at(args.v.data, args.element, head.index * args.v.head + (first + j) * args.v.row), args.element, dim, v);
+        toFp32(at(args.v.data, args.element, args.v.of(head.index) + (first + j) * args.v.row), args.element, dim, v);
         std::memset(v + dim, 0, static_cast<std::size_t>(shape.valueStride - dim) * 4);
     }
 }
@@ -175,7 +175,7 @@ void lastRows(const AttentionArgs& args, const Shape& shape, const Head& head, c
 void runBlock(const AttentionArgs& args, const Shape& shape, const Head& head, const Scratch& s, std::int64_t begin, std::int64_t count,
               const std::int64_t* ends, const Partial& partial) {
     const std::int64_t rows = shape.group * count, dim = args.dim, stride = shape.panelStride;
-    const std::int32_t* positions = args.positions + head.index * args.capacity;
+    const std::int32_t* positions = args.positionsOf(head.index);
     const std::int64_t entries = visible(positions, head.entries, args.queryPositions[begin + count - 1]);
     const std::int64_t panels = (entries + Columns - 1) / Columns, padded = panels * Columns;
     const float factor = args.scale * Log2E;
@@ -232,7 +232,7 @@ void runBlock(const AttentionArgs& args, const Shape& shape, const Head& head, c
 
 // First query of every chunk, by equal shares of visible entries; bounds has chunks + 1 places.
 void chunkBounds(const AttentionArgs& args, std::int64_t head, std::int64_t chunks, std::int64_t* bounds) {
-    const std::int32_t* positions = args.positions + head * args.capacity;
+    const std::int32_t* positions = args.positionsOf(head);
     double work = 0, done = 0;
     for (std::int64_t i = 0; i < args.queries; ++i)
         work += static_cast<double>(visible(positions, args.lengths[head], args.queryPositions[i])) + 16;
@@ -261,7 +261,7 @@ void runHeads(const AttentionArgs& args, const Shape& shape, std::int64_t first,
     for (std::int64_t h = 0; h < count; ++h) {
         Head& head = heads[h] = {first + h, 0, nullptr, nullptr};
         head.entries =
-            visible(args.positions + head.index * args.capacity, args.lengths[head.index], args.queryPositions[args.queries - 1]);
+            visible(args.positionsOf(head.index), args.lengths[head.index], args.queryPositions[args.queries - 1]);
         packed += roundUp(head.entries, Columns) * (args.dim + (args.out ? shape.valueStride : 0));
         chunkBounds(args, head.index, chunks, bounds.data() + h * (chunks + 1));
         if (args.map) columnEnds(args, head.index, ends.data() + h * args.mapColumns);

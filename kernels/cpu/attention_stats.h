@@ -39,7 +39,7 @@ KEEPSIGHT_INLINE float total(const float* values, std::int64_t count) {
 
 // ends[c]: entries of the head before the end of column bin c, so that bin c is [ends[c − 1], ends[c]).
 KEEPSIGHT_INLINE void columnEnds(const AttentionArgs& args, std::int64_t head, std::int64_t* ends) {
-    const std::int32_t* positions = args.positions + head * args.capacity;
+    const std::int32_t* positions = args.positionsOf(head);
     std::int64_t t = 0;
     for (std::int64_t c = 0; c < args.mapColumns; ++c) {
         const std::int64_t limit = (c + 1) * args.columnBin;

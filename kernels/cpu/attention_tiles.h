@@ -63,7 +63,7 @@ constexpr TileFunction valuesOf[] = {nullptr, tileValuesAll<1>, tileValuesAll<2>
 // Rows [first, first + count) of a head as fp32 of `width`: in place if they are stored so, else in buffer.
 const float* tileRows(const Rows& rows, Element element, std::int64_t head, std::int64_t first, std::int64_t count, std::int64_t dim,
                       std::int64_t width, float* buffer, std::int64_t& stride) {
-    const std::uint8_t* data = at(rows.data, element, head * rows.head + first * rows.row);
+    const std::uint8_t* data = at(rows.data, element, rows.of(head) + first * rows.row);
     if (element == Element::f32 && dim == width) {
         stride = rows.row;
         return reinterpret_cast<const float*>(data);
@@ -81,7 +81,7 @@ const float* tileRows(const Rows& rows, Element element, std::int64_t head, std:
 KEEPSIGHT_INLINE std::int64_t splitsOf(const AttentionArgs& args, std::int64_t* seen) {
     std::int64_t splits = 1;
     for (std::int64_t h = 0; h < args.kvHeads; ++h) {
-        seen[h] = visible(args.positions + h * args.capacity, args.lengths[h], args.queryPositions[0]);
+        seen[h] = visible(args.positionsOf(h), args.lengths[h], args.queryPositions[0]);
         splits = most(splits, (seen[h] + Split - 1) / Split);
     }
     return splits;

@@ -1,17 +1,20 @@
 // What a prompt's attention weights sum up to, from queries, keys and the log-sum-exp of each query's row, which a fused attention leaves: the
-// weights themselves are never stored. Σ over the queries for every key, and binned maps.
+// weights themselves are never stored. Σ over the queries for every key, binned maps, and the sums of the kvc policies (bind/output_change.cpp):
+// of squared weights, and, from values and the rows' outputs too, of how much the outputs would change.
 //
-// A block takes 128 keys of one query head and holds them as matrix-core fragments in registers; 64 queries at a time come through shared
-// memory, twice buffered. Keys are the rows of the product, so that a key's sum stays in the registers of one thread and its three neighbours:
-// no atomics and one fixed order, so that runs repeat bit for bit. Early keys are seen by most queries: their blocks come first.
+// A block takes 128 keys of one query head and holds them as matrix-core fragments in registers; 64 queries at a time (32 with outputs) come
+// through shared memory, twice buffered. Keys are the rows of the product, so that a key's sum stays in the registers of one thread and its three
+// neighbours: no atomics and one fixed order, so that runs repeat bit for bit. Early keys are seen by most queries: their blocks come first.
 // Map cells are summed as 64-bit fixed point, which is exact in any order.
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/launch_change.h"
 #include "kernels/cuda/launch_decode.h"
+#include "kernels/cuda/tile.cuh"
 
 namespace keepsight::cuda {
 namespace {
 
-constexpr int Warps = 4, Threads = Warps * 32, Keys = Warps * 32, Queries = 64;
+constexpr int Warps = 4, Threads = Warps * 32, Rows = 2, Keys = Warps * Rows * 16; // of a warp: tiles of 16 keys
 constexpr double MapScale = 1099511627776.0; // 2^40
 
 __device__ inline std::uint32_t sharedAddress(const void* p) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(p)); }
@@ -55,31 +58,60 @@ template <class T, int Dim> __device__ inline void loadRows(T* tile, const T* fr
     asm volatile("cp.async.commit_group;");
 }
 
-template <class T, int Dim> __global__ void __launch_bounds__(Threads) attention_sums_kernel(AttentionSumsArgs a) {
-    constexpr int Depth = Dim / 16, Tiles = Queries / 8;
+enum class Sum { weights, squares, changes };
+
+template <int Dim, Sum Kind> struct SumsSizes { // with values beside the keys, half as many products of both fit the registers
+    static constexpr int Operands = Kind == Sum::changes ? 2 : 1, Queries = 64 / Operands, Tile = Queries * Dim;
+    static constexpr int Elements = (Operands * 2 * Queries > Keys ? Operands * 2 * Queries : Keys) * Dim;
+    static constexpr int Blocks = (Dim > 64 ? 3 : 4) - (Kind == Sum::changes); // of a multiprocessor: what the registers are to allow
+};
+
+template <class T, int Dim, Sum Kind> __global__ void __launch_bounds__(Threads, SumsSizes<Dim, Kind>::Blocks) attention_sums_kernel(ChangeSumsArgs args) {
+    using Sizes = SumsSizes<Dim, Kind>;
+    constexpr bool Changes = Kind == Sum::changes;
+    constexpr int Depth = Dim / 16, Queries = Sizes::Queries, Tiles = Queries / 8;
+    const AttentionSumsArgs& a = args.sums;
     extern __shared__ uint4 memory[];
-    T* const tiles = reinterpret_cast<T*>(memory);            // two of [Queries, Dim]; first one of [Keys, Dim]
-    __shared__ float rowNorms[2][Queries], binSums[Keys];
+    T* const tiles = reinterpret_cast<T*>(memory);            // two of [Queries, Dim], and two of outputs; first one of [Keys, Dim]
+    __shared__ float rowNorms[2][Queries], outputNorms[2][Queries], binSums[Keys];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const std::int64_t head = blockIdx.y, keyBegin = static_cast<std::int64_t>(blockIdx.x) * Keys, past = a.held - a.queries;
     const T* q = static_cast<const T*>(a.q) + head * a.qHead;
     const T* k = static_cast<const T*>(a.k) + head / (a.queryHeads / a.kvHeads) * a.kHead;
     const float* norms = a.logSumExp + head * a.queries;
     constexpr float Log2e = 1.4426950408889634f;
-    const float scale = a.scale * Log2e;
+    // A weight is 2^(score · scale − norm), and its square the same of twice as much.
+    constexpr float Unit = Kind == Sum::squares ? 2 * Log2e : Log2e;
+    const float scale = a.scale * Unit;
+    const T* v = nullptr;
+    const T* o = nullptr;
 
-    loadRows<T, Dim>(tiles, k, a.kRow, keyBegin, Keys, a.held);
-    asm volatile("cp.async.wait_group 0;");
-    __syncthreads();
-    std::uint32_t keys[2][Depth][4];
-    for (int m = 0; m < 2; ++m)
-        for (int d = 0; d < Depth; ++d) load4(keys[m][d], place<T, Dim>(tiles, warp * 32 + m * 16 + lane % 16, d * 2 + lane / 16));
-    __syncthreads();
+    std::uint32_t keys[Rows][Depth][4], values[Changes ? Rows : 1][Changes ? Depth : 1][4];
+    float valueNorms[Rows][2] = {};
+    const auto fragments = [&](auto& to, const T* from, std::int64_t stride) {
+        loadRows<T, Dim>(tiles, from, stride, keyBegin, Keys, a.held);
+        asm volatile("cp.async.wait_group 0;");
+        __syncthreads();
+        for (int m = 0; m < Rows; ++m)
+            for (int d = 0; d < Depth; ++d) load4(to[m][d], place<T, Dim>(tiles, (warp * Rows + m) * 16 + lane % 16, d * 2 + lane / 16));
+        __syncthreads();
+    };
+    fragments(keys, k, a.kRow);
+    if constexpr (Changes) {
+        v = static_cast<const T*>(args.v) + head / (a.queryHeads / a.kvHeads) * args.vHead;
+        o = static_cast<const T*>(args.o) + head * args.oHead;
+        fragments(values, v, args.vRow);
+        for (int m = 0; m < Rows; ++m)
+            for (int half = 0; half < 2; ++half) {
+                const std::int64_t key = keyBegin + (warp * Rows + m) * 16 + half * 8 + lane / 4;
+                if (key < a.held) valueNorms[m][half] = args.valueNorms[head / (a.queryHeads / a.kvHeads) * a.held + key];
+            }
+    }
 
-    float total[2][2] = {}, bin[2][2] = {}; // of keys warp·32 + m·16 + lane/4 (+ 8): of all queries, and of those of one map row
+    float total[Rows][2] = {}, bin[Rows][2] = {}; // of keys (warp·Rows + m)·16 + lane/4 (+ 8): of all queries, and of those of one map row
     const std::int64_t first = max(keyBegin - past, std::int64_t{0}); // the first query that sees the first key
     // Tiles do not cross the rows of a map.
-    const bool mapped = a.map != nullptr;
+    const bool mapped = Kind == Sum::weights && a.map != nullptr;
     const auto tileEnd = [&](std::int64_t begin) {
         const std::int64_t end = min(begin + Queries, a.queries);
         if (!mapped) return end;
@@ -87,8 +119,12 @@ template <class T, int Dim> __global__ void __launch_bounds__(Threads) attention
         return min(end, next);
     };
     const auto fetch = [&](int buffer, std::int64_t begin, std::int64_t end) {
-        loadRows<T, Dim>(tiles + buffer * Queries * Dim, q, a.qRow, begin, Queries, end);
-        if (threadIdx.x < Queries) rowNorms[buffer][threadIdx.x] = begin + threadIdx.x < end ? norms[begin + threadIdx.x] * Log2e : INFINITY; // no such row: weight 0
+        if constexpr (Changes) loadRows<T, Dim>(tiles + (2 + buffer) * Sizes::Tile, o, args.oRow, begin, Queries, end); // one group of copies more
+        loadRows<T, Dim>(tiles + buffer * Sizes::Tile, q, a.qRow, begin, Queries, end);
+        if (threadIdx.x < Queries) rowNorms[buffer][threadIdx.x] = begin + threadIdx.x < end ? norms[begin + threadIdx.x] * Unit : INFINITY; // no such row: weight 0
+        if constexpr (Changes)
+            if (threadIdx.x < Queries)
+                outputNorms[buffer][threadIdx.x] = begin + threadIdx.x < end ? args.outputNorms[head * a.queries + begin + threadIdx.x] : 0.0f;
     };
     std::int64_t begin = first, end = first < a.queries ? tileEnd(first) : first;
     int buffer = 0;
@@ -97,48 +133,63 @@ template <class T, int Dim> __global__ void __launch_bounds__(Threads) attention
         const std::int64_t nextEnd = end < a.queries ? tileEnd(end) : end;
         if (end < a.queries) {
             fetch(buffer ^ 1, end, nextEnd);
-            asm volatile("cp.async.wait_group 1;");
+            asm volatile("cp.async.wait_group %0;" ::"n"(Changes ? 2 : 1));
         } else {
             asm volatile("cp.async.wait_group 0;");
         }
         __syncthreads();
-        const T* tile = tiles + buffer * Queries * Dim;
-        float scores[2][Tiles][4] = {};
+        const auto product = [&](auto& to, const auto& rows, T* tile) {
 #pragma unroll
-        for (int d = 0; d < Depth; ++d)
+            for (int d = 0; d < Depth; ++d)
 #pragma unroll
-            for (int n = 0; n < Tiles; n += 2) {
-                std::uint32_t b[4]; // two tiles of 8 queries, 16 dimensions
-                load4(b, place<T, Dim>(const_cast<T*>(tile), n * 8 + (lane / 16) * 8 + lane % 8, d * 2 + lane / 8 % 2));
-                for (int m = 0; m < 2; ++m) {
-                    multiply<T>(scores[m][n], keys[m][d], b[0], b[1]);
-                    multiply<T>(scores[m][n + 1], keys[m][d], b[2], b[3]);
-                }
-            }
-        float sums[2][2] = {}; // of the tile: long sums in three stages lose less
-        const bool edge = past + begin < keyBegin + Keys - 1; // some query of the tile does not see some key
-#pragma unroll
-        for (int n = 0; n < Tiles; ++n)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                const int column = n * 8 + lane % 4 * 2 + c;
-                const float norm = rowNorms[buffer][column];
-                const std::int64_t sees = past + begin + column - keyBegin; // keys up to that one of the block
-                for (int m = 0; m < 2; ++m)
-                    for (int half = 0; half < 2; ++half) {
-                        float weight = exp2f(fmaf(scores[m][n][half * 2 + c], scale, -norm));
-                        if (edge && warp * 32 + m * 16 + half * 8 + lane / 4 > sees) weight = 0;
-                        sums[m][half] += weight;
+                for (int n = 0; n < Tiles; n += 2) {
+                    std::uint32_t b[4]; // two tiles of 8 queries, 16 dimensions
+                    load4(b, place<T, Dim>(tile, n * 8 + (lane / 16) * 8 + lane % 8, d * 2 + lane / 8 % 2));
+                    for (int m = 0; m < Rows; ++m) {
+                        multiply<T>(to[m][n], rows[m][d], b[0], b[1]);
+                        multiply<T>(to[m][n + 1], rows[m][d], b[2], b[3]);
                     }
-            }
+                }
+        };
+        float scores[Rows][Tiles][4] = {}, products[Changes ? Rows : 1][Changes ? Tiles : 1][4] = {}; // products: ⟨v, o⟩
+        product(scores, keys, tiles + buffer * Sizes::Tile);
+        if constexpr (Changes) product(products, values, tiles + (2 + buffer) * Sizes::Tile);
+        float sums[Rows][2] = {}; // of the tile: long sums in three stages lose less
+        const auto addUp = [&](auto masked) {
+            const int sees = static_cast<int>(past + begin - keyBegin) - (warp * Rows * 16 + lane / 4); // the tile's first query, of the thread's first key on
+#pragma unroll
+            for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+                for (int c = 0; c < 2; ++c) {
+                    const int column = n * 8 + lane % 4 * 2 + c;
+                    const float norm = rowNorms[buffer][column];
+                    for (int m = 0; m < Rows; ++m)
+                        for (int half = 0; half < 2; ++half) {
+                            float weight = power2(fmaf(scores[m][n][half * 2 + c], scale, -norm));
+                            if (decltype(masked)::value && m * 16 + half * 8 > sees + column) weight = 0;
+                            if constexpr (Changes) {
+                                const float s = scores[m][n][half * 2 + c] * a.scale, size = valueNorms[m][half], ov = products[m][n][half * 2 + c];
+                                float change = s * s * fmaxf(size + outputNorms[buffer][column] - 2 * ov, 0); // as key, of a weight of 1
+                                if (args.kind != 1) change += size;
+                                if (args.kind == 2) change += 2 * s * (size - ov);
+                                weight *= weight * fmaxf(change, 0);
+                            }
+                            sums[m][half] += weight;
+                        }
+                }
+        };
+        if (past + begin < keyBegin + Keys - 1) // some query of the tile does not see some key
+            addUp(std::true_type{});
+        else
+            addUp(std::false_type{});
         const bool binEnds = mapped && past + begin >= a.mapRowBegin && (end == a.queries || (past + end - a.mapRowBegin) % a.rowBin == 0);
-        for (int m = 0; m < 2; ++m)
+        for (int m = 0; m < Rows; ++m)
             for (int half = 0; half < 2; ++half) {
                 total[m][half] += sums[m][half];
                 bin[m][half] = past + begin < a.mapRowBegin ? 0.0f : bin[m][half] + sums[m][half];
                 if (!binEnds) continue;
                 const float sum = quadSum(bin[m][half]);
-                if (lane % 4 == 0) binSums[warp * 32 + m * 16 + half * 8 + lane / 4] = sum;
+                if (lane % 4 == 0) binSums[(warp * Rows + m) * 16 + half * 8 + lane / 4] = sum;
                 bin[m][half] = 0;
             }
         if (binEnds) { // the same for every thread
@@ -156,43 +207,56 @@ template <class T, int Dim> __global__ void __launch_bounds__(Threads) attention
         begin = end, end = nextEnd, buffer ^= 1;
     }
     if (!a.columnSum) return;
-    for (int m = 0; m < 2; ++m)
+    for (int m = 0; m < Rows; ++m)
         for (int half = 0; half < 2; ++half) {
             const float sum = quadSum(total[m][half]);
-            const std::int64_t key = keyBegin + warp * 32 + m * 16 + half * 8 + lane / 4;
+            const std::int64_t key = keyBegin + (warp * Rows + m) * 16 + half * 8 + lane / 4;
             if (lane % 4 == 0 && key < a.held) a.columnSum[head * a.columnSumHead + key] += sum;
         }
 }
 
-template <class T, int Dim> cudaError_t launch(const AttentionSumsArgs& args, cudaStream_t stream) {
-    constexpr std::size_t Bytes = sizeof(T) * Dim * (2 * Queries > Keys ? 2 * Queries : Keys);
-    static const cudaError_t allowed = cudaFuncSetAttribute(attention_sums_kernel<T, Dim>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(Bytes));
+template <class T, int Dim, Sum Kind> cudaError_t launch(const ChangeSumsArgs& args, cudaStream_t stream) {
+    using Sizes = SumsSizes<Dim, Kind>;
+    constexpr int Bytes = static_cast<int>(sizeof(T)) * Sizes::Elements;
+    static const cudaError_t allowed = cudaFuncSetAttribute(attention_sums_kernel<T, Dim, Kind>, cudaFuncAttributeMaxDynamicSharedMemorySize, Bytes);
     if (allowed != cudaSuccess) return allowed;
-    const dim3 grid(static_cast<unsigned>((args.held + Keys - 1) / Keys), static_cast<unsigned>(args.queryHeads));
-    attention_sums_kernel<T, Dim><<<grid, Threads, Bytes, stream>>>(args);
+    const dim3 grid(static_cast<unsigned>((args.sums.held + Keys - 1) / Keys), static_cast<unsigned>(args.sums.queryHeads));
+    attention_sums_kernel<T, Dim, Kind><<<grid, Threads, Bytes, stream>>>(args);
     return cudaGetLastError();
 }
 
-template <class T> cudaError_t launchDim(const AttentionSumsArgs& args, cudaStream_t stream) {
-    switch (args.dim) {
-    case 64: return launch<T, 64>(args, stream);
-    case 128: return launch<T, 128>(args, stream);
-    default: return cudaErrorNotSupported;
-    }
+template <Sum Kind> cudaError_t launchTyped(const ChangeSumsArgs& args, CudaElement element, cudaStream_t stream) {
+    const auto sized = [&](auto zero) {
+        using T = decltype(zero);
+        return args.sums.dim == 64 ? launch<T, 64, Kind>(args, stream) : launch<T, 128, Kind>(args, stream);
+    };
+    return element == CudaElement::bf16 ? sized(__nv_bfloat16{}) : sized(__half{});
 }
+
+bool inWords(const void* p, std::int64_t head, std::int64_t row) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0 && head % 8 == 0 && row % 8 == 0; }
 
 } // namespace
 
 double mapUnit() { return 1 / MapScale; }
 
 bool takesAttentionSums(const AttentionSumsArgs& a, CudaElement element) {
-    const auto aligned = [](const void* p, std::int64_t head, std::int64_t row) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0 && head % 8 == 0 && row % 8 == 0; };
-    return element != CudaElement::f32 && (a.dim == 64 || a.dim == 128) && a.queries > 0 && aligned(a.q, a.qHead, a.qRow) && aligned(a.k, a.kHead, a.kRow);
+    return element != CudaElement::f32 && (a.dim == 64 || a.dim == 128) && a.queries > 0 && inWords(a.q, a.qHead, a.qRow) && inWords(a.k, a.kHead, a.kRow);
+}
+
+bool takesChangeSums(const ChangeSumsArgs& a, CudaElement element) {
+    return takesAttentionSums(a.sums, element) && (a.kind == 0 || (inWords(a.v, a.vHead, a.vRow) && inWords(a.o, a.oHead, a.oRow)));
 }
 
 cudaError_t launchAttentionSums(const AttentionSumsArgs& args, CudaElement element, cudaStream_t stream) {
     if (!takesAttentionSums(args, element)) return cudaErrorNotSupported;
-    return element == CudaElement::bf16 ? launchDim<__nv_bfloat16>(args, stream) : launchDim<__half>(args, stream);
+    ChangeSumsArgs all;
+    all.sums = args;
+    return launchTyped<Sum::weights>(all, element, stream);
+}
+
+cudaError_t launchChangeSums(const ChangeSumsArgs& args, CudaElement element, cudaStream_t stream) {
+    if (!takesChangeSums(args, element)) return cudaErrorNotSupported;
+    return args.kind == 0 ? launchTyped<Sum::squares>(args, element, stream) : launchTyped<Sum::changes>(args, element, stream);
 }
 
 } // namespace keepsight::cuda

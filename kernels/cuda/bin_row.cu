@@ -24,7 +24,7 @@ __global__ void bin_row_kernel(BinRowArgs a) {
     const std::int64_t distance = a.queryPosition[0] - a.mapRowBegin, row = distance / a.rowBin;
     if (mapHead >= a.mapHeads || distance < 0 || row >= a.mapRows) return;
     const std::int64_t heads = a.queryHeads / a.mapHeads, firstHead = mapHead * heads, kvHead = firstHead / (a.queryHeads / a.kvHeads); // of the mean: all of one KV head
-    const std::int32_t* positions = a.positions + kvHead * a.capacity;
+    const std::int32_t* positions = a.positions + (a.starts ? a.starts[kvHead] : kvHead * a.capacity);
     const int held = a.lengths[kvHead], begin = firstAtLeast(positions, held, column * a.columnBin), end = firstAtLeast(positions, held, (column + 1) * a.columnBin);
     float sum = 0;
     for (std::int64_t h = 0; h < heads; ++h)

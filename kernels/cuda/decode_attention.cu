@@ -4,6 +4,7 @@
 // KV head seen by up to 8 of its query heads: keys and values are read once for all of them (tile.cuh). A block's warps take every nth tile
 // of its share; what they leave is added up by decode_walks.cuh. Visible entries are a prefix: positions ascend.
 #include "kernels/cuda/decode_walks.cuh"
+#include "kernels/cuda/launch_change.h"
 #include "kernels/cuda/overlap.cuh"
 
 #include <algorithm>
@@ -11,26 +12,14 @@
 namespace keepsight::cuda {
 namespace {
 
-constexpr int Ring = 2; // tiles a warp holds
+// The output: in the queries' type; in fp32, with weights as the sum of two rounded ones, for what takes differences from it; or only scores.
+enum class Output { rounded, wide, none };
 
-// Entries that the query sees of a head whose last one, of n, lies behind it. By a whole warp, uniform.
-__device__ int visibleEntries(const std::int32_t* positions, int n, int now) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    int low = 0, high = n - 1; // entries before low are seen, entry high is not
-#pragma unroll 1
-    while (low < high) {
-        const int step = (high - low + 32) / 33, probe = low + step * (lane + 1) - 1;
-        const int seen = __popc(__ballot_sync(EveryLane, probe < high && positions[probe] <= now));
-        if (seen < 32) high = min(high, low + step * (seen + 1) - 1);
-        low += step * seen;
-    }
-    return low;
-}
-
-template <class T, int Dim>
+template <class T, int Dim, Output Out>
 struct DecodeShared { // sizes of the parts of a block's shared memory
+    static constexpr int Ring = Out == Output::none ? 4 : 2; // tiles a warp holds
     static constexpr int Queries = TileScores<T, Dim, 1>::SharedFloats, Weights = TileOutputs<T, Dim>::SharedFloats;
-    static constexpr int RingBytes = Ring * TileStream<T, Dim, Ring, true>::Stage;
+    static constexpr int RingBytes = Ring * TileStream<T, Dim, Ring, Out != Output::none>::Stage;
     static std::size_t bytes(int warps, int kvHeads, int walks, int blocks) {
         return static_cast<std::size_t>(warps * (RingBytes + (Weights + Waiting * TileHeads * 2) * 4) +
                                         DecodeWalks<T, Dim>::outputBytes(warps, blocks) +
@@ -38,17 +27,18 @@ struct DecodeShared { // sizes of the parts of a block's shared memory
     }
 };
 
-template <class T, int Dim>
+template <class T, int Dim, Output Out>
 __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(const AttentionArgs a, const DecodeScratch s) {
     letLaterKernelsStart(); // they wait for the end before they read the output
+    waitForEarlierKernels();
     extern __shared__ __align__(128) char shared[];
-    using Sizes = DecodeShared<T, Dim>;
+    using Sizes = DecodeShared<T, Dim, Out>;
     using KeyTile = Tile<T, Dim>;
+    using Walks = DecodeWalks<std::conditional_t<Out == Output::rounded, T, float>, Dim>;
     const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
-    const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
     float* allOutputs = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes);
     float* weights = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes +
-                                              DecodeWalks<T, Dim>::outputBytes(warps, static_cast<int>(gridDim.x))); // [warps, …]
+                                              Walks::outputBytes(warps, static_cast<int>(gridDim.x))); // [warps, …]
     float2* tops = reinterpret_cast<float2*>(weights + warps * Sizes::Weights); // [Waiting, warps, 8] (max, sum)
     float* queries = reinterpret_cast<float*>(tops + Waiting * warps * TileHeads);
     int* held = reinterpret_cast<int*>(queries + Sizes::Queries); // [kvHeads]
@@ -66,7 +56,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
     __syncthreads();
     const int tiles = first[walks], blocks = blocksFor(first, walks, warps, static_cast<int>(gridDim.x)),
               block = static_cast<int>(blockIdx.x);
-    const DecodeWalks<T, Dim> share{a, s, group, parts, warps, block, allOutputs, tops, last, takers};
+    const Walks share{a, s, group, parts, warps, block, allOutputs, tops, last, takers};
     share.clearEmpty(first, walks);
     if (block >= blocks) return;
     share.findTakers(first, walks, blocks);
@@ -77,7 +67,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
     int begin = shareBegin(block, tiles, blocks);
     const int end = shareBegin(block + 1, tiles, blocks);
     int walk = walkOfTile(first, walks, begin);
-    TileStream<T, Dim, Ring, true> stream{static_cast<const T*>(a.k.data),
+    TileStream<T, Dim, Sizes::Ring, Out != Output::none> stream{static_cast<const T*>(a.k.data),
                                           static_cast<const T*>(a.v.data),
                                           a.k.head,
                                           a.v.head,
@@ -90,12 +80,14 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
                                           warps,
                                           begin + warp,
                                           end,
-                                          walk};
+                                          walk,
+                                          0,
+                                          a.k.starts};
     bool allSeen = true;
     const auto readAhead = [&](int of) { // of a walk
         const Walk w(group, parts, of);
         scores.readQueries(static_cast<const T*>(a.q.data) + w.queryHead * a.q.head, a.q.head, w.queryHeads, queries);
-        allSeen = a.positions[w.head * a.capacity + held[w.head] - 1] <= now;
+        allSeen = a.positionsOf(w.head)[held[w.head] - 1] <= now;
     };
     int waiting = 0, waitingWalk[Waiting] = {};
     readAhead(walk);
@@ -105,7 +97,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
         const Walk w(group, parts, walk);
         const int n = held[w.head], stop = min(end, first[walk + 1]);
         scores.useQueries();
-        const int visible = allSeen ? n : visibleEntries(a.positions + w.head * a.capacity, n, now);
+        const int visible = allSeen ? n : visibleEntries([of = a.positionsOf(w.head)](int t) { return of[t]; }, n, now);
         if (s.visible && threadIdx.x == 0 && begin == first[walk]) s.visible[w.head] = visible;
         int after = walk + 1; // the next one with entries
 #pragma unroll 1
@@ -113,45 +105,24 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
             ++after;
         if (stop < end) readAhead(after);
         outputs.clear();
-        float top0 = -FLT_MAX, top1 = -FLT_MAX, sum0 = 0, sum1 = 0;
+        RunningSoftmax softmax;
 #pragma unroll 1
         for (; flat < stop; flat += warps) {
             const char* keys = stream.current();
-            const int at = (flat - first[walk]) * TileEntries, mine = at + KeyTile::entry(r);
-            float p[4];
+            float p[4], shrink0, shrink1;
             scores.dot(keys, p);
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                p[i] *= scale;
-            if (at + TileEntries > visible) {
-                if (mine >= visible) p[0] = p[1] = -INFINITY;
-                if (mine + 8 >= visible) p[2] = p[3] = -INFINITY;
+            hideAndKeep(p, scale, (flat - first[walk]) * TileEntries, visible, a, s, w);
+            softmax.add(p, shrink0, shrink1);
+            if constexpr (Out != Output::none) outputs.add(keys + KeyTile::Bytes, p, shrink0, shrink1, weights + warp * Sizes::Weights);
+            if constexpr (Out == Output::wide && !std::is_same_v<T, float>) {
+                const float2 early = unpacked<T>(packed<T>(p[0], p[1])), late = unpacked<T>(packed<T>(p[2], p[3]));
+                const float rest[4] = {p[0] - early.x, p[1] - early.y, p[2] - late.x, p[3] - late.y};
+                outputs.add(keys + KeyTile::Bytes, rest, 1, 1, weights + warp * Sizes::Weights);
             }
-            if (s.scores)
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    if (mine + i / 2 * 8 < visible && 2 * c + i % 2 < w.queryHeads)
-                        s.scores[(w.queryHead + 2 * c + i % 2) * a.capacity + mine + i / 2 * 8] = p[i];
-            float high0 = fmaxf(p[0], p[2]), high1 = fmaxf(p[1], p[3]);
-#pragma unroll
-            for (int step = 4; step < 32; step *= 2) {
-                high0 = fmaxf(high0, __shfl_xor_sync(EveryLane, high0, step));
-                high1 = fmaxf(high1, __shfl_xor_sync(EveryLane, high1, step));
-            }
-            high0 = fmaxf(high0, top0), high1 = fmaxf(high1, top1);
-            const float shrink0 = power2(top0 - high0), shrink1 = power2(top1 - high1);
-            top0 = high0, top1 = high1;
-            p[0] = power2(p[0] - top0), p[1] = power2(p[1] - top1), p[2] = power2(p[2] - top0), p[3] = power2(p[3] - top1);
-            sum0 = sum0 * shrink0 + p[0] + p[2], sum1 = sum1 * shrink1 + p[1] + p[3];
-            outputs.add(keys + KeyTile::Bytes, p, shrink0, shrink1, weights + warp * Sizes::Weights);
             stream.release();
         }
-#pragma unroll
-        for (int step = 4; step < 32; step *= 2)
-            sum0 += __shfl_xor_sync(EveryLane, sum0, step), sum1 += __shfl_xor_sync(EveryLane, sum1, step);
         outputs.store(allOutputs + (waiting * warps + warp) * share.Outputs, w.queryHeads);
-        float2* mine = tops + (waiting * warps + warp) * TileHeads;
-        if (r == 0) mine[2 * c] = make_float2(top0, sum0), mine[2 * c + 1] = make_float2(top1, sum1);
+        softmax.store(tops + (waiting * warps + warp) * TileHeads);
         // Most blocks see one head or two: what waits is added up at the end, when no tile is missed meanwhile.
         waitingWalk[waiting++] = walk;
         begin = stop, walk = after;
@@ -178,24 +149,25 @@ __global__ void __launch_bounds__(256) decode_weights_kernel(const AttentionArgs
     }
 }
 
-template <class T, int Dim>
+template <class T, int Dim, Output Out>
 cudaError_t launch(const AttentionArgs& args, const DecodeScratch& scratch, const CudaDevice& device, cudaStream_t stream) {
-    using Sizes = DecodeShared<T, Dim>;
+    using Sizes = DecodeShared<T, Dim, Out>;
     const int walks = walksOf(args.queryHeads, args.kvHeads), kvHeads = static_cast<int>(args.kvHeads), blocks = decodeBlocks(device);
     int warps = MaxWarps;
 #pragma unroll 1
     while (warps > 1 && Sizes::bytes(warps, kvHeads, walks, blocks) > static_cast<std::size_t>(device.sharedPerBlock))
         --warps;
     const std::size_t bytes = Sizes::bytes(warps, kvHeads, walks, blocks);
-    const auto kernel = decode_attention_kernel<T, Dim>;
+    const auto kernel = decode_attention_kernel<T, Dim, Out>;
     if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
         error != cudaSuccess)
         return error;
-    if (const cudaError_t error = cudaMemsetAsync(scratch.arrived, 0, sizeof(unsigned) * static_cast<std::size_t>(walks), stream);
-        error != cudaSuccess)
+    cudaLaunchAttribute early;
+    const cudaLaunchConfig_t config =
+        overlapping(dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(warps * 32)), bytes, stream, early);
+    if (const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args, scratch);
+        error != cudaSuccess || !scratch.scores || Out != Output::rounded)
         return error;
-    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(warps * 32), bytes, stream>>>(args, scratch);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess || !scratch.scores) return error;
     return launchDecodeWeights(args, scratch, stream);
 }
 
@@ -212,7 +184,18 @@ cudaError_t launchDecodeWeights(const AttentionArgs& args, const DecodeScratch& 
 cudaError_t launchDecodeAttention(const AttentionArgs& args, CudaElement element, const DecodeScratch& scratch, const CudaDevice& device,
                                   cudaStream_t stream) {
     return forHeadSize(args.dim, [&](auto dim) {
-        return forElement(element, [&](auto zero) { return launch<decltype(zero), decltype(dim)::value>(args, scratch, device, stream); });
+        return forElement(element, [&](auto zero) { return launch<decltype(zero), decltype(dim)::value, Output::rounded>(args, scratch, device, stream); });
+    });
+}
+
+cudaError_t launchDecodeScores(const AttentionArgs& args, CudaElement element, bool output, const DecodeScratch& scratch, const CudaDevice& device,
+                               cudaStream_t stream) {
+    return forHeadSize(args.dim, [&](auto dim) {
+        return forElement(element, [&](auto zero) {
+            using T = decltype(zero);
+            constexpr int Dim = decltype(dim)::value;
+            return output ? launch<T, Dim, Output::wide>(args, scratch, device, stream) : launch<T, Dim, Output::none>(args, scratch, device, stream);
+        });
     });
 }
 

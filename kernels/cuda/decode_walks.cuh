@@ -1,6 +1,6 @@
 // What decode attention does with the walks of a block's share, whatever their entries lie in: the warps' outputs are added up in shared
 // memory; a walk shared by several blocks is put together by the one that finishes last, slice by slice in their order, so runs repeat bit
-// for bit.
+// for bit. And what a warp makes of the scores of a tile.
 #pragma once
 
 #include "kernels/cuda/tile.cuh"
@@ -11,6 +11,66 @@ namespace keepsight::cuda {
 
 constexpr float Log2E = 1.4426950408889634f;
 constexpr int MaxWarps = 8, Waiting = 2; // of a block, fewer where shared memory is short; heads in hand
+
+// Entries that the query sees of a head whose last one, of n, lies behind it; positions ascend. By a whole warp, uniform.
+template <class PositionOf>
+__device__ int visibleEntries(const PositionOf& positionOf, int n, int now) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    int low = 0, high = n - 1; // entries before low are seen, entry high is not
+#pragma unroll 1
+    while (low < high) {
+        const int step = (high - low + 32) / 33, probe = low + step * (lane + 1) - 1;
+        const int seen = __popc(__ballot_sync(EveryLane, probe < high && positionOf(probe) <= now));
+        if (seen < 32) high = min(high, low + step * (seen + 1) - 1);
+        low += step * seen;
+    }
+    return low;
+}
+
+// Scores of a tile whose first entry is `at`, scaled: hidden from entry `visible` on, and kept for the statistics where they are asked for.
+__device__ inline void hideAndKeep(float (&p)[4], float scale, int at, int visible, const AttentionArgs& a, const DecodeScratch& s, const Walk& w) {
+    const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
+    const int mine = at + Tile<float, 32>::entry(r); // the same in all tiles
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        p[i] *= scale;
+    if (at + TileEntries > visible) {
+        if (mine >= visible) p[0] = p[1] = -INFINITY;
+        if (mine + 8 >= visible) p[2] = p[3] = -INFINITY;
+    }
+    if (s.scores)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (mine + i / 2 * 8 < visible && 2 * c + i % 2 < w.queryHeads)
+                s.scores[(w.queryHead + 2 * c + i % 2) * a.capacity + mine + i / 2 * 8] = p[i];
+}
+
+// The softmax of a walk by one warp, tile by tile: maximum and sum of the weights so far of heads 2c and 2c + 1.
+struct RunningSoftmax {
+    float top0 = -FLT_MAX, top1 = -FLT_MAX, sum0 = 0, sum1 = 0;
+
+    // Scores become weights against the maximum so far; what was added up before shrinks by shrink0, shrink1.
+    __device__ __forceinline__ void add(float (&p)[4], float& shrink0, float& shrink1) {
+        float high0 = fmaxf(p[0], p[2]), high1 = fmaxf(p[1], p[3]);
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) {
+            high0 = fmaxf(high0, __shfl_xor_sync(EveryLane, high0, step));
+            high1 = fmaxf(high1, __shfl_xor_sync(EveryLane, high1, step));
+        }
+        high0 = fmaxf(high0, top0), high1 = fmaxf(high1, top1);
+        shrink0 = power2(top0 - high0), shrink1 = power2(top1 - high1);
+        top0 = high0, top1 = high1;
+        p[0] = power2(p[0] - top0), p[1] = power2(p[1] - top1), p[2] = power2(p[2] - top0), p[3] = power2(p[3] - top1);
+        sum0 = sum0 * shrink0 + p[0] + p[2], sum1 = sum1 * shrink1 + p[1] + p[3];
+    }
+    __device__ __forceinline__ void store(float2* tops) { // [8] of the warp
+        const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2)
+            sum0 += __shfl_xor_sync(EveryLane, sum0, step), sum1 += __shfl_xor_sync(EveryLane, sum1, step);
+        if (r == 0) tops[2 * c] = make_float2(top0, sum0), tops[2 * c + 1] = make_float2(top1, sum1);
+    }
+};
 
 // Slices of a walk, in `count` slots from `slot` on, put together. shared: [queryHeads, count] float2.
 template <class T, int Dim>
@@ -145,7 +205,8 @@ struct DecodeWalks {
         __syncthreads();
         if (static_cast<int>(threadIdx.x) < count) {
             const int walk = done[threadIdx.x], slices = takers[walk].y;
-            last[threadIdx.x] = slices > 1 && atomicAdd(&s.arrived[walk], 1u) == static_cast<unsigned>(slices - 1);
+            const auto before = static_cast<unsigned>(slices - 1);
+            last[threadIdx.x] = slices > 1 && atomicInc(&s.arrived[walk], before) == before; // the last one leaves 0 for the next launch
         }
         __syncthreads();
 #pragma unroll 1

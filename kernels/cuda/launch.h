@@ -30,7 +30,7 @@ cudaError_t launchRope(const RopeArgs& args, CudaElement element, cudaStream_t s
 struct DecodeScratch {
     float* outputs = nullptr;    // [slots, 8, dim]
     float2* parts = nullptr;     // [slots, 8] maximum and sum of a slice
-    unsigned* arrived = nullptr; // [walks]
+    unsigned* arrived = nullptr; // [walks] 0, and 0 again afterwards
     float* scores = nullptr;     // [queryHeads, capacity] for the statistics, or null
     float* logSums = nullptr;    // [queryHeads] with scores
     int* visible = nullptr;      // [kvHeads] with scores

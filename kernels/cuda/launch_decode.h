@@ -13,6 +13,12 @@ cudaError_t launchMatvec(const MatvecArgs& args, CudaElement element, cudaStream
 cudaError_t launchRopeAppend(const RopeAppendArgs& args, CudaElement element, cudaStream_t stream);
 cudaError_t launchBinRow(const BinRowArgs& args, cudaStream_t stream);
 
+// Head sizes as hasHeadSize(), at least one chosen entry, rows and heads 16 bytes apart; others: cudaErrorNotSupported. Scratch as for
+// launchDecodeAttention(); args.attention.positions and lengths are not read.
+bool takesSparseAttention(const SparseAttentionArgs& args, CudaElement element);
+cudaError_t launchSparseAttention(const SparseAttentionArgs& args, CudaElement element, const DecodeScratch& scratch, const CudaDevice& device,
+                                  cudaStream_t stream);
+
 // bf16 and fp16, head sizes 64 and 128, rows on 16-byte addresses; others: cudaErrorNotSupported.
 bool takesAttentionSums(const AttentionSumsArgs& args, CudaElement element);
 cudaError_t launchAttentionSums(const AttentionSumsArgs& args, CudaElement element, cudaStream_t stream);

@@ -10,13 +10,6 @@
 namespace keepsight::cuda {
 namespace {
 
-// Dense rows with every row at a multiple of 16 bytes, as the kernels that read whole tiles want it: a cache is so already, anything else is copied.
-at::Tensor inTiles(const at::Tensor& t) {
-    const auto bytes = static_cast<std::int64_t>(t.element_size());
-    const bool fits = t.stride(2) == 1 && t.stride(0) * bytes % 16 == 0 && t.stride(1) * bytes % 16 == 0 && t.stride(1) * bytes < (std::int64_t{1} << 31) && reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % 16 == 0;
-    return fits ? t : t.clone(at::MemoryFormat::Contiguous);
-}
-
 std::int64_t entryBytes(const at::Tensor& t) {
     std::int64_t n = static_cast<std::int64_t>(t.element_size());
     for (std::int64_t d = 2; d < t.dim(); ++d) n *= t.size(d);
@@ -116,33 +109,54 @@ at::Tensor rope(const at::Tensor& input, const at::Tensor& positions, const at::
     return y;
 }
 
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
-                     const at::Tensor& queryPositions, double scale, const OptionalTensor& columnSum, const OptionalTensor& lastRows, const OptionalTensor& map,
-                     int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
-    const bool plainDecode = q.size(1) == 1 && hasHeadSize(q.size(2));
-    if (!plainDecode) {
-        return composite<decltype(attention)>("attention", q, k, v, positions, lengths, queryPositions, scale, columnSum, lastRows, map, mapRowBegin, rowBin, colBin);
-    }
+struct Collected { // what attention() may collect, as the dispatcher hands it over
+    const OptionalTensor &columnSum, &lastRows, &map;
+    MapBins bins;
+};
+
+// One query; with starts, k and v [Hkv, N, D] and positions show every head the same rows, and it begins at its own.
+at::Tensor attentionOne(const char* operation, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const OptionalTensor& starts,
+                        const at::Tensor& lengths, int64_t capacity, const at::Tensor& queryPosition, double scale, const Collected& c) {
     const c10::cuda::CUDAGuard guard(q.device());
     const at::Tensor query = inTiles(q), keys = inTiles(k), values = inTiles(v), places = positions.contiguous(), held = lengths.contiguous();
+    const OptionalTensor first = starts ? OptionalTensor(starts->contiguous()) : std::nullopt;
     at::Tensor out = at::empty({1, q.size(0) * q.size(2)}, q.options());
     AttentionArgs a;
     a.q = {query.const_data_ptr(), query.stride(0), query.stride(1)};
-    a.k = {keys.const_data_ptr(), keys.stride(0), keys.stride(1)};
-    a.v = {values.const_data_ptr(), values.stride(0), values.stride(1)};
+    a.k = {keys.const_data_ptr(), keys.stride(0), keys.stride(1), first ? first->const_data_ptr<std::int32_t>() : nullptr};
+    a.v = {values.const_data_ptr(), values.stride(0), values.stride(1), a.k.starts};
     a.queryHeads = q.size(0);
     a.kvHeads = k.size(0);
     a.queries = 1;
-    a.capacity = k.size(1);
+    a.capacity = capacity;
     a.dim = q.size(2);
     a.positions = places.const_data_ptr<std::int32_t>();
     a.lengths = held.const_data_ptr<std::int32_t>();
-    a.queryPositions = queryPositions.const_data_ptr<std::int32_t>();
+    a.queryPositions = queryPosition.const_data_ptr<std::int32_t>();
     a.scale = static_cast<float>(scale);
     a.out = out.mutable_data_ptr();
-    decodeOne("attention", a, q, columnSum, lastRows, map, {mapRowBegin, rowBin, colBin},
+    decodeOne(operation, a, q, c.columnSum, c.lastRows, c.map, c.bins,
               [&](const DecodeScratch& s, const CudaDevice& device) { return launchDecodeAttention(a, elementOf(q), s, device, stream()); });
     return out;
+}
+
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
+                     const at::Tensor& queryPositions, double scale, const OptionalTensor& columnSum, const OptionalTensor& lastRows, const OptionalTensor& map,
+                     int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
+    if (q.size(1) != 1 || !hasHeadSize(q.size(2)))
+        return composite<decltype(attention)>("attention", q, k, v, positions, lengths, queryPositions, scale, columnSum, lastRows, map, mapRowBegin, rowBin, colBin);
+    return attentionOne("attention", q, k, v, positions, {}, lengths, k.size(1), queryPositions, scale, {columnSum, lastRows, map, {mapRowBegin, rowBin, colBin}});
+}
+
+at::Tensor raggedAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& starts, const at::Tensor& lengths,
+                           int64_t capacity, const at::Tensor& queryPositions, double scale, const OptionalTensor& columnSum, const OptionalTensor& lastRows,
+                           const OptionalTensor& map, int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
+    if (q.size(1) != 1 || !hasHeadSize(q.size(2)))
+        return composite<decltype(raggedAttention)>("ragged_attention", q, k, v, positions, starts, lengths, capacity, queryPositions, scale, columnSum, lastRows, map, mapRowBegin,
+                                                    rowBin, colBin);
+    const auto shown = [&](const at::Tensor& x) { return x.unsqueeze(0).expand({starts.size(0), x.size(0), x.size(1)}); };
+    return attentionOne("ragged_attention", q, shown(k), shown(v), positions, starts, lengths, capacity, queryPositions, scale,
+                        {columnSum, lastRows, map, {mapRowBegin, rowBin, colBin}});
 }
 
 at::Tensor topK(const at::Tensor& scores, const at::Tensor& counts, int64_t k) {
@@ -237,6 +251,7 @@ TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
     m.impl("silu_mul", siluMul);
     m.impl("rope", rope);
     m.impl("attention", attention);
+    m.impl("ragged_attention", raggedAttention);
     m.impl("top_k", topK);
     m.impl("soft_vote", softVote);
     m.impl("drop_lowest", dropLowest);

@@ -62,6 +62,13 @@ inline const CudaDevice& deviceOf(const at::Tensor& t) {
     return devices[index];
 }
 
+// Dense rows with every row at a multiple of 16 bytes, as the kernels that read whole tiles want it: a cache is so already, anything else is copied.
+inline at::Tensor inTiles(const at::Tensor& t) {
+    const auto bytes = static_cast<std::int64_t>(t.element_size());
+    const bool fits = t.stride(2) == 1 && t.stride(0) * bytes % 16 == 0 && t.stride(1) * bytes % 16 == 0 && t.stride(1) * bytes < (std::int64_t{1} << 31) && reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % 16 == 0;
+    return fits ? t : t.clone(at::MemoryFormat::Contiguous);
+}
+
 // Parts of one allocation, each at a multiple of 16 bytes.
 class Scratch {
 public:
@@ -80,6 +87,31 @@ private:
     at::Tensor m_memory;
 };
 
+
+// Causal attention of the newest of `held` entries over all of them, in torch's fused kernels: out [1, Hq, S, D] and log-sum-exp [1, Hq, S] fp32
+// (plugin_decode.cpp). bf16 and fp16, head sizes in whole eights up to 256.
+std::pair<at::Tensor, at::Tensor> fusedCausal(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t held, double scale);
+
+// Counters for the blocks of one launch after another, [walks], 0 before and after each: cleared once, not at every token. Launches of a device follow each
+// other in one stream.
+inline unsigned* arrivalCounters(const at::Tensor& like, std::int64_t walks) {
+    constexpr std::int64_t Most = 1 << 14;
+    static std::array<std::atomic<unsigned*>, 64> counters; // never freed: they outlive every graph
+    static std::mutex one;
+    const auto index = static_cast<std::size_t>(like.get_device());
+    TORCH_CHECK(index < counters.size() && walks <= Most, "keepsight: ", walks, " heads on device ", index, " are too many");
+    if (!counters[index]) {
+        const std::lock_guard lock(one);
+        if (!counters[index]) {
+            void* memory = nullptr;
+            check(cudaMalloc(&memory, Most * sizeof(unsigned)), "attention");
+            check(cudaMemset(memory, 0, Most * sizeof(unsigned)), "attention");
+            check(cudaDeviceSynchronize(), "attention");
+            counters[index] = static_cast<unsigned*>(memory);
+        }
+    }
+    return counters[index];
+}
 
 struct MapBins {
     std::int64_t rowBegin = 0, row = 1, column = 1;
@@ -102,7 +134,7 @@ void decodeOne(const char* operation, AttentionArgs& a, const at::Tensor& q, con
     Scratch scratch;
     scratch.add(s.outputs, slots * 8 * a.dim);
     scratch.add(s.parts, slots * 8);
-    scratch.add(s.arrived, walks);
+    s.arrived = arrivalCounters(q, walks);
     if (a.columnSum || a.lastRows) {
         scratch.add(s.scores, a.queryHeads * a.capacity);
         scratch.add(s.logSums, a.queryHeads);
@@ -114,6 +146,7 @@ void decodeOne(const char* operation, AttentionArgs& a, const at::Tensor& q, con
     BinRowArgs b;
     b.weights = a.lastRows;
     b.positions = a.positions;
+    b.starts = a.k.starts;
     b.lengths = a.lengths;
     b.queryPosition = a.queryPositions;
     b.map = map->mutable_data_ptr<float>();

@@ -81,11 +81,31 @@ std::pair<at::Tensor, at::Tensor> fused(const at::Tensor& q, const at::Tensor& k
     return {std::get<0>(out), std::get<1>(out)};
 }
 
+} // namespace
+
 // The queries' own entries causally, those before them fully; the two are joined by their log-sum-exps.
+std::pair<at::Tensor, at::Tensor> fusedCausal(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t held, double scale) {
+    const std::int64_t count = q.size(1), past = held - count;
+    const at::Tensor query = q.unsqueeze(0);
+    const auto part = [&](std::int64_t begin, std::int64_t n, bool causal) {
+        return fused(query, k.narrow(1, begin, n).unsqueeze(0), v.narrow(1, begin, n).unsqueeze(0), causal, scale);
+    };
+    auto [out, own] = part(past, count, true);
+    if (past > 0) {
+        const auto [before, other] = part(0, past, false);
+        const at::Tensor share = at::sigmoid(own - other).unsqueeze(-1); // of the own entries
+        own = at::logaddexp(own, other);
+        out = at::lerp(before.to(at::kFloat), out.to(at::kFloat), share).to(q.scalar_type());
+    }
+    return {out, own.to(at::kFloat).contiguous()};
+}
+
+namespace {
+
 at::Tensor causalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale, const OptionalTensor& columnSum,
                            const OptionalTensor& lastRows, const OptionalTensor& map, int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
     const c10::cuda::CUDAGuard guard(q.device());
-    const std::int64_t count = q.size(1), past = held - count, dim = q.size(2);
+    const std::int64_t count = q.size(1), dim = q.size(2);
     AttentionSumsArgs a;
     a.q = q.const_data_ptr();
     a.k = k.const_data_ptr();
@@ -103,19 +123,8 @@ at::Tensor causalAttention(const at::Tensor& q, const at::Tensor& k, const at::T
     if (q.scalar_type() == at::kFloat || dim % 8 != 0 || dim > 256 || count == 0 || (sums && (!dense || !takesAttentionSums(a, elementOf(q))))) {
         return composite<decltype(causalAttention)>("causal_attention", q, k, v, held, scale, columnSum, lastRows, map, mapRowBegin, rowBin, colBin);
     }
-    const at::Tensor query = q.unsqueeze(0);
-    const auto part = [&](std::int64_t begin, std::int64_t n, bool causal) {
-        return fused(query, k.narrow(1, begin, n).unsqueeze(0), v.narrow(1, begin, n).unsqueeze(0), causal, scale);
-    };
-    auto [out, own] = part(past, count, true);
-    if (past > 0) {
-        const auto [before, other] = part(0, past, false);
-        const at::Tensor share = at::sigmoid(own - other).unsqueeze(-1); // of the own entries
-        own = at::logaddexp(own, other);
-        out = at::lerp(before.to(at::kFloat), out.to(at::kFloat), share).to(q.scalar_type());
-    }
+    const auto [out, norms] = fusedCausal(q, k, v, held, scale);
     if (sums) {
-        const at::Tensor norms = own.to(at::kFloat).contiguous();
         at::Tensor cells;
         a.logSumExp = norms.const_data_ptr<float>();
         if (columnSum) a.columnSum = columnSum->mutable_data_ptr<float>(), a.columnSumHead = columnSum->size(1);
@@ -137,6 +146,43 @@ at::Tensor causalAttention(const at::Tensor& q, const at::Tensor& k, const at::T
         lastRows->copy_(op.call(q.narrow(1, count - rows, rows), k, positions, lengths, at::arange(held - rows, held, ints), scale));
     }
     return out.squeeze(0).transpose(0, 1).reshape({count, q.size(0) * dim});
+}
+
+at::Tensor sparseAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& chosen,
+                           const at::Tensor& inverseFrequencies, const at::Tensor& queryPosition, double scale, const OptionalTensor& columnSum,
+                           const OptionalTensor& lastRows, const OptionalTensor& map, int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
+    const c10::cuda::CUDAGuard guard(q.device());
+    const at::Tensor entries = chosen.contiguous(), inverse = inverseFrequencies.contiguous();
+    SparseAttentionArgs args;
+    AttentionArgs& a = args.attention;
+    a.q = {q.const_data_ptr(), q.stride(0), q.stride(1)};
+    a.k = {k.const_data_ptr(), k.stride(0), k.stride(1)};
+    a.v = {v.const_data_ptr(), v.stride(0), v.stride(1)};
+    a.queryHeads = q.size(0);
+    a.kvHeads = k.size(0);
+    a.queries = 1;
+    a.capacity = entries.size(0);
+    a.dim = q.size(2);
+    a.queryPositions = queryPosition.const_data_ptr<std::int32_t>();
+    a.scale = static_cast<float>(scale);
+    args.chosen = entries.const_data_ptr<std::int32_t>();
+    args.positions = positions.const_data_ptr<std::int32_t>();
+    args.positionsHead = positions.stride(0);
+    args.inverseFrequencies = inverse.const_data_ptr<float>();
+    const bool dense = q.stride(2) == 1 && k.stride(2) == 1 && v.stride(2) == 1 && positions.stride(1) == 1;
+    if (!dense || !takesSparseAttention(args, elementOf(q)))
+        return composite<decltype(sparseAttention)>("sparse_attention", q, k, v, positions, chosen, inverseFrequencies, queryPosition, scale, columnSum, lastRows, map,
+                                                    mapRowBegin, rowBin, colBin);
+    at::Tensor out = at::empty({1, q.size(0) * q.size(2)}, q.options()), own, lengths;
+    a.out = out.mutable_data_ptr();
+    if (map) {
+        own = positions.index_select(1, entries), lengths = at::full({k.size(0)}, a.capacity, positions.options());
+        a.positions = own.const_data_ptr<std::int32_t>();
+        a.lengths = lengths.const_data_ptr<std::int32_t>();
+    }
+    decodeOne("sparse_attention", a, q, columnSum, lastRows, map, {mapRowBegin, rowBin, colBin},
+              [&](const DecodeScratch& s, const CudaDevice& device) { return launchSparseAttention(args, elementOf(q), s, device, stream()); });
+    return out;
 }
 
 class Graph final : public ops::DeviceGraph {
@@ -169,6 +215,7 @@ TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
     m.impl("matvec", matvec);
     m.impl("rope_append", ropeAppend);
     m.impl("causal_attention", causalAttention);
+    m.impl("sparse_attention", sparseAttention);
 }
 
 } // namespace keepsight::cuda

@@ -95,6 +95,7 @@ struct TileStream {
     char* ring;              // [Ring, Stage]
     const int *held, *first; // of flattenHeads()
     int parts, warps, next, end, walk, place = 0;
+    const std::int32_t* starts = nullptr; // in place of the head strides: the row where each head begins
 
     __device__ void fetch() { // asks for the next tile, Ring − 1 ahead of the one in use
         if (next < end) {
@@ -103,8 +104,12 @@ struct TileStream {
                 ++walk;
             const int head = walk / parts, entry = (next - first[walk]) * TileEntries, last = held[head] - 1;
             char* to = ring + (place == 0 ? Ring - 1 : place - 1) * Stage;
-            Tile<T, Dim>::copy(to, keys + head * keyHead, keyRowBytes, entry, last);
-            if constexpr (WithValues) Tile<T, Dim>::copy(to + Tile<T, Dim>::Bytes, values + head * valueHead, valueRowBytes, entry, last);
+            const std::int64_t start = starts ? starts[head] : 0;
+            const auto from = [&](const T* rows, std::int64_t headStride, int rowBytes) {
+                return rows + (starts ? start * (rowBytes / static_cast<int>(sizeof(T))) : head * headStride);
+            };
+            Tile<T, Dim>::copy(to, from(keys, keyHead, keyRowBytes), keyRowBytes, entry, last);
+            if constexpr (WithValues) Tile<T, Dim>::copy(to + Tile<T, Dim>::Bytes, from(values, valueHead, valueRowBytes), valueRowBytes, entry, last);
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
         next += warps;
@@ -190,6 +195,25 @@ struct TileScores {
     }
 };
 
+// Of [2 entries, 8 heads] the four lanes of an entry add up theirs, each keeping two heads.
+__device__ inline void addUpHeads(const float (&part)[2][TileHeads], float (&s)[4]) {
+    const int c = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        float half[4];
+#pragma unroll
+        for (int g = 0; g < 4; ++g) {
+            const float give = c & 2 ? part[i][g] : part[i][g + 4];
+            half[g] = (c & 2 ? part[i][g + 4] : part[i][g]) + __shfl_xor_sync(EveryLane, give, 2);
+        }
+#pragma unroll
+        for (int g = 0; g < 2; ++g) {
+            const float give = c & 1 ? half[g] : half[g + 2];
+            s[2 * i + g] = (c & 1 ? half[g + 2] : half[g]) + __shfl_xor_sync(EveryLane, give, 1);
+        }
+    }
+}
+
 template <int Dim, int Terms>
 struct TileScores<float, Dim, Terms> {
     static constexpr int Blocks = Dim / 16, SharedFloats = TileHeads * Dim; // queries of the part, shared by the block
@@ -223,21 +247,7 @@ struct TileScores<float, Dim, Terms> {
                 part[1][g] += q.x * y.x + q.y * y.y + q.z * y.z + q.w * y.w;
             }
         }
-        // The four lanes of an entry add up, each keeping two heads.
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            float half[4];
-#pragma unroll
-            for (int g = 0; g < 4; ++g) {
-                const float give = c & 2 ? part[i][g] : part[i][g + 4];
-                half[g] = (c & 2 ? part[i][g + 4] : part[i][g]) + __shfl_xor_sync(EveryLane, give, 2);
-            }
-#pragma unroll
-            for (int g = 0; g < 2; ++g) {
-                const float give = c & 1 ? half[g] : half[g + 2];
-                s[2 * i + g] = (c & 1 ? half[g + 2] : half[g]) + __shfl_xor_sync(EveryLane, give, 1);
-            }
-        }
+        addUpHeads(part, s);
     }
 };
 

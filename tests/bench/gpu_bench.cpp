@@ -4,11 +4,12 @@
 // Llama-3-8B shape: 32 query and 8 KV heads of 128, bf16, batch 1. Every run finds a cold L2: a buffer larger than it is written first, and
 // another one read, so that no written lines are left (--dirty: only written; what it left is then written back during the run). Median of
 // many, from device events. floor: the bytes that must be read, at this run's copy bandwidth.
-//   gpu_bench [--json FILE] [--dirty] [decode] [ragged] [packed] [statistics] [prefill] [top_k] [vote] [drop] [matvec]
+//   gpu_bench [--json FILE] [--dirty] [decode] [ragged] [packed] [statistics] [prefill] [sparse] [change] [top_k] [vote] [drop] [matvec]
 #include "kernels/bind/ops.h"
 #include "kernels/quant.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <algorithm>
 #include <c10/core/Event.h>
@@ -125,10 +126,18 @@ void decode(Bench& bench) {
 }
 
 void ragged(Bench& bench) { // mean 10 % of 128k, max/mean 4; peer: the same number of entries, all heads alike
+    const std::vector<int64_t> held{52428, 4000, 9000, 2000, 13000, 18000, 5000, 1428};
     Cache uneven(131072), even(131072);
-    uneven.lengths.copy_(at::tensor({52428, 4000, 9000, 2000, 13000, 18000, 5000, 1428}, at::kInt));
+    uneven.lengths.copy_(at::tensor(held, at::kInt));
     even.lengths.copy_(at::full({KvHeads}, 13107, at::kInt));
     bench.row("decode attention, ragged 10 % of 131072; peer: ours, uniform", uneven.bytes(), uneven.attention(), {even.attention()});
+    std::vector<std::int32_t> starts;
+    int64_t rows = 0;
+    for (const int64_t n : held) starts.push_back(static_cast<std::int32_t>(rows)), rows += n;
+    const at::Tensor k = at::randn({rows, HeadSize}, on(at::kBFloat16)), v = at::randn({rows, HeadSize}, on(at::kBFloat16)), first = at::tensor(starts, at::kInt).to(at::kCUDA);
+    const at::Tensor positions = at::arange(rows, on(at::kInt)).remainder(1000); // all of them seen
+    bench.row("decode attention, the same heads behind each other; peer: ours, uniform", uneven.bytes(),
+              [&] { ops::ragged_attention(uneven.q, k, v, positions, first, uneven.lengths, 52428, uneven.now, 0.0884); }, {even.attention()});
 }
 
 // KIVI's layout: keys by channel in groups of 32 tokens, values by token in groups of 32 channels, the newest exact; and keys by token in groups of 64.
@@ -205,6 +214,51 @@ void statistics(Bench& bench) {
     bench.row("decode attention + last rows, 32768; peer: without", cache.bytes(), cache.attention(&rows), {cache.attention()});
 }
 
+// TokenSelect's set, 128 first, 2048 scattered and 512 newest entries, keys before RoPE; peer: copied out, turned, and attended to.
+void sparse(Bench& bench) {
+    for (const int64_t context : {32768, 131072}) {
+        const Cache cache(context);
+        const int64_t size = 2688;
+        const at::Tensor scattered = std::get<0>(at::randperm(context - 640).narrow(0, 0, 2048).sort()) + 128;
+        const at::Tensor chosen = at::cat({at::arange(128), scattered, at::arange(context - 512, context)}).to(at::kCUDA, at::kInt);
+        const at::Tensor inverse = at::pow(at::Scalar(500000.0), -at::arange(0, HeadSize, 2, on(at::kFloat)) / HeadSize);
+        const at::Tensor index = chosen.expand({KvHeads, size}).contiguous(), lengths = at::full({KvHeads}, size, on(at::kInt)), ranks = at::arange(size, on(at::kInt));
+        const Work gathered = [&] {
+            const auto ofSet = [&](const at::Tensor& x) { return ops::gather_entries(x, index, lengths, size); };
+            const at::Tensor keys = ops::rope(ofSet(cache.k), ranks, inverse), values = ofSet(cache.v), positions = ofSet(cache.positions);
+            ops::attention(ops::rope(cache.q, ranks.narrow(0, size - 1, 1), inverse), keys, values, positions, lengths, cache.now, 0.0884);
+        };
+        bench.row("sparse attention, 2688 of " + std::to_string(context) + "; peer: gathered", 2.0 * KvHeads * HeadSize * 2 * static_cast<double>(size),
+                  [&] { ops::sparse_attention(cache.q, cache.k, cache.v, cache.positions, chosen, inverse, cache.now, 0.0884); }, {gathered});
+    }
+}
+
+// The kvc policies' sums, of a decoded token and of a prompt; peers: ATen's calls, cuDNN's forward alone.
+void change(Bench& bench) {
+    const std::pair<ops::OutputChange, const char*> kinds[] = {{ops::OutputChange::value, "value"}, {ops::OutputChange::key, "key"}, {ops::OutputChange::joint, "joint"}};
+    const auto inAtenCalls = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("keepsight::output_change", "")
+                                 .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double, int64_t)>();
+    for (const int64_t held : {2048, 16384}) {
+        const Cache c(held);
+        for (const auto& [kind, name] : kinds)
+            bench.row(std::string("output_change, ") + name + ", one query, " + std::to_string(held) + "; peer: ATen's calls", c.bytes(),
+                      [&, kind = kind] { ops::output_change(c.q, c.k, c.v, c.positions, c.lengths, c.now, 0.0884, kind); }, {[&, kind = kind] {
+                          inAtenCalls.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), c.q, c.k, c.v, c.positions, c.lengths, c.now, 0.0884,
+                                                 static_cast<int64_t>(kind));
+                      }});
+    }
+    at::globalContext().setSDPUseCuDNN(true), at::globalContext().setSDPUseFlash(true);
+    for (const int64_t context : {16384, 32768}) {
+        const Cache c(context);
+        const at::Tensor q = at::randn({QueryHeads, context, HeadSize}, on(at::kBFloat16)), now = at::arange(context, on(at::kInt));
+        for (const auto& [kind, name] : kinds)
+            bench.row(std::string("output_change, ") + name + ", a prompt, " + std::to_string(context) + "; peer: cuDNN's forward alone",
+                      2.0 * static_cast<double>(q.nbytes() + c.k.nbytes()), [&, kind = kind] { ops::output_change(q, c.k, c.v, c.positions, c.lengths, now, 0.0884, kind); },
+                      {[&] { ops::causal_attention(q, c.k, c.v, context, 0.0884); }});
+    }
+}
+
 void topK(Bench& bench) {
     for (const int64_t count : {131072, 1 << 20}) {
         const at::Tensor scores = at::randn({1, count}, on(at::kFloat)), counts = at::full({1}, count, on(at::kInt));
@@ -252,7 +306,7 @@ int main(int argc, char** argv) {
         return std::fprintf(stderr, "gpu_bench: no CUDA device: %s\n", why.empty() ? "the driver shows none" : why.c_str()), 2;
     Bench bench(dirty);
     const std::pair<const char*, void (*)(Bench&)> parts[] = {
-        {"decode", decode}, {"ragged", ragged}, {"packed", packed}, {"statistics", statistics}, {"prefill", prefill}, {"top_k", topK}, {"vote", vote}, {"drop", drop}, {"matvec", matvec}};
+        {"decode", decode}, {"ragged", ragged}, {"packed", packed}, {"statistics", statistics}, {"prefill", prefill}, {"sparse", sparse}, {"change", change}, {"top_k", topK}, {"vote", vote}, {"drop", drop}, {"matvec", matvec}};
     for (const auto& [name, part] : parts)
         if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) part(bench);
     if (!json.empty()) bench.save(json);

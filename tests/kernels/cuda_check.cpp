@@ -175,6 +175,22 @@ void checkDecode(int group, int dim, int capacity, at::ScalarType type, bool cut
     again.columnSum = at::ones_like(stats.columnSum);
     run(&again);
     expectSame(name("decode column sums again"), again.columnSum, stats.columnSum);
+    // The same heads behind each other.
+    std::vector<at::Tensor> keys, valueRows, rowPositions;
+    std::vector<std::int32_t> starts;
+    std::int32_t rows = 0;
+    for (int h = 0; h < heads; ++h) {
+        const std::int32_t n = std::min(capacity, lengths[h].item<std::int32_t>() + 2);
+        keys.push_back(kGpu[h].narrow(0, 0, n)), valueRows.push_back(vGpu[h].narrow(0, 0, n)), rowPositions.push_back(gpu(positions[h].narrow(0, 0, n)));
+        starts.push_back(rows), rows += n;
+    }
+    ops::AttentionStats beside;
+    beside.columnSum = at::ones_like(stats.columnSum);
+    const at::Tensor ragged = ops::ragged_attention(gpu(q), at::cat(keys), at::cat(valueRows), at::cat(rowPositions), gpu(at::tensor(starts, at::kInt)), gpu(lengths), capacity, gpu(now),
+                                                    0.2, &beside);
+    if (dim == 72) return expectClose(name("ragged"), ragged, plain.cpu(), tolerance); // ATen calls of other shapes
+    expectSame(name("ragged"), ragged, plain);
+    expectSame(name("ragged column sums"), beside.columnSum, stats.columnSum);
 }
 
 void checkDecodes() {
@@ -186,6 +202,161 @@ void checkDecodes() {
         checkDecode(12, 64, 999, type, false, false);  // more than eight query heads a KV head
         checkDecode(2, 72, 100, type, true, false);    // a head size without a kernel
         checkDecode(4, 128, 70000, type, true, false); // positions looked up in several rounds
+    }
+}
+
+// Attention to chosen entries: against fp64 over keys turned as ops::rope turns them, and against attention() to the gathered set.
+void checkSparse(int group, int dim, int capacity, int size, at::ScalarType type, bool cut, bool strided) {
+    const int heads = 3;
+    at::manual_seed(size * 7 + group * 3 + dim);
+    char label[160];
+    const auto name = [&](const char* op) {
+        std::snprintf(label, sizeof label, "%s group %d dim %d %d of %d %s%s%s", op, group, dim, size, capacity, c10::toString(type), cut ? " cut" : "", strided ? " strided" : "");
+        return label;
+    };
+    const at::Tensor q = gpu(at::randn({heads * group, 1, dim}).to(type)), inverse = gpu(at::pow(at::Scalar(10000.0), -at::arange(0, dim, 2, at::kFloat) / dim));
+    const at::Tensor chosen = std::get<0>(at::randperm(capacity).narrow(0, 0, size).sort()).to(at::kInt), entries = gpu(chosen).to(at::kLong);
+    const at::Tensor positions = gpu((at::arange(capacity, at::kInt) * 2).unsqueeze(0) + at::arange(heads, at::kInt).unsqueeze(1)), now = gpu(at::full({1}, cut ? capacity : 2 * capacity + heads, at::kInt));
+    at::Tensor k = gpu(at::randn({heads, capacity, dim}).to(type)), v = gpu(at::randn({heads, capacity, dim}).to(type));
+    const at::Tensor others = at::ones({capacity}, positions.options().dtype(at::kBool)).index_fill_(0, entries, false).view({1, -1, 1});
+    k.masked_fill_(others, NAN), v.masked_fill_(others, NAN);
+    if (strided) { // an odd place in memory
+        const at::Tensor odd = at::empty({heads, capacity, dim + 3}, k.options()).narrow(2, 1, dim);
+        odd.copy_(k), k = odd;
+    }
+    const at::Tensor keys = ops::rope(k.index_select(1, entries), gpu(at::arange(size, at::kInt)), inverse), values = v.index_select(1, entries), own = positions.index_select(1, entries);
+    const at::Tensor turned = ops::rope(q, gpu(at::full({1}, size - 1, at::kInt)), inverse), lengths = gpu(at::full({heads}, size, at::kInt));
+    const auto run = [&](ops::AttentionStats* stats) { return ops::sparse_attention(q, k, v, positions, gpu(chosen), inverse, now, 0.2, stats); };
+    const at::Tensor found = run(nullptr), weights = weightsOf(turned.cpu(), keys.cpu(), (own <= now).cpu(), 0.2);
+    const double tolerance = type == at::kFloat ? 1e-5 : type == at::kHalf ? 2e-3 : 1e-2;
+    expectClose(name("sparse_attention"), found, at::matmul(weights.view({heads, group, size}), values.cpu().to(at::kDouble)).reshape({1, -1}), tolerance);
+    for (int i = 0; i < 3; ++i) expectSame(name("sparse_attention again"), run(nullptr), found);
+    const auto empty = [&] {
+        ops::AttentionStats s;
+        s.columnSum = at::ones({heads * group, size}, inverse.options());
+        s.lastRows = at::full({heads * group, 1, size}, NAN, inverse.options());
+        s.map = at::ones({heads, 4, capacity / 8 + 1}, inverse.options());
+        s.mapRowBegin = now.item<int>() - 5, s.rowBin = 2, s.colBin = 16;
+        return s;
+    };
+    ops::AttentionStats stats = empty(), gathered = empty();
+    expectSame(name("sparse_attention with statistics"), run(&stats), found);
+    expectClose(name("gathered attention"), found, ops::attention(turned, keys, values, own, lengths, now, 0.2, &gathered).cpu(), tolerance);
+    // A key's rounding may go the other way, where sines differ in their last bit.
+    const double rounding = type == at::kFloat ? 1e-5 : type == at::kHalf ? 1e-4 : 1e-3;
+    expectClose(name("sparse_attention column sums"), stats.columnSum, weights + 1, rounding);
+    expectClose(name("sparse_attention last rows"), stats.lastRows, weights.unsqueeze(1), rounding);
+    expectClose(name("sparse_attention map"), stats.map, gathered.map.cpu(), rounding);
+}
+
+void checkAllSparse() {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        for (const int dim : {32, 64, 80, 96, 128, 256}) {
+            for (const int group : {1, 3, 4, 8})
+                for (const auto& [size, capacity] : {std::pair(1, 1), {1, 40}, {31, 40}, {33, 33}, {2688, 4000}}) checkSparse(group, dim, capacity, size, type, false, false);
+            checkSparse(4, dim, 9000, 4097, type, true, false);
+        }
+        checkSparse(12, 64, 2000, 999, type, false, false);       // more than eight query heads a KV head
+        checkSparse(4, 128, 70000, 60000, type, true, false);     // many tiles a warp, far ranks
+        checkSparse(2, 72, 300, 100, type, true, false);          // a head size without a kernel
+        checkSparse(2, 64, 300, 100, type, false, true);          // and a layout
+    }
+}
+
+constexpr ops::OutputChange ChangeKinds[] = {ops::OutputChange::value, ops::OutputChange::key, ops::OutputChange::joint, ops::OutputChange::independent};
+
+// The four sums of the kvc policies by their definition, in fp64: queries [Hq, S, D], seen [Hkv, S, C].
+at::Tensor changeOf(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& seen, double scale, ops::OutputChange kind) {
+    const auto each = [&](const at::Tensor& x) { return x.to(at::kDouble).repeat_interleave(q.size(0) / k.size(0), 0); };
+    const at::Tensor keys = each(k), values = each(v), hidden = seen.logical_not().repeat_interleave(q.size(0) / k.size(0), 0);
+    const at::Tensor s = at::matmul(q.to(at::kDouble), keys.transpose(1, 2)).mul(scale);
+    const at::Tensor a = at::softmax(s.masked_fill(hidden, -INFINITY), -1).masked_fill(hidden, 0), o = at::matmul(a, values);
+    const at::Tensor n = values.square().sum(-1).unsqueeze(1), ov = at::matmul(o, values.transpose(1, 2)), oo = o.square().sum(-1).unsqueeze(2);
+    const at::Tensor byValue = a.square() * n, byKey = (a * s).square() * (n + oo - 2 * ov), cross = 2 * a.square() * s * (n - ov);
+    switch (kind) {
+    case ops::OutputChange::value:
+        return byValue.sum(1);
+    case ops::OutputChange::key:
+        return byKey.sum(1);
+    case ops::OutputChange::joint:
+        return (byValue + byKey + cross).sum(1);
+    default:
+        return (byValue + byKey).sum(1);
+    }
+}
+
+// Relative to the largest, or to the largest by value: of an entry that is all that is seen the others are 0, as a difference of such sizes.
+void expectChange(const char* what, const at::Tensor& found, const at::Tensor& expected, const at::Tensor& byValue, double tolerance) {
+    const double top = std::max(expected.max().item<double>(), byValue.max().item<double>());
+    expectClose(what, found / top, expected / top, tolerance);
+}
+
+// Of one query, over ragged and empty heads, hidden entries and an arbitrary layout.
+void checkChange(int group, int dim, int capacity, at::ScalarType type, bool cut, bool strided) {
+    const int heads = 4;
+    at::manual_seed(capacity * 5 + group * 3 + dim);
+    char label[160];
+    const auto values = [&](at::IntArrayRef sizes) { return at::randn(sizes).to(type); };
+    const at::Tensor q = values({heads * group, 1, dim}), k = values({heads, capacity, dim}), v = values({heads, capacity, dim});
+    const at::Tensor lengths = at::tensor({capacity, capacity / 3, 0, std::min(capacity, 1 + capacity / 2)}, at::kInt), places = at::arange(capacity, at::kInt);
+    const at::Tensor positions = (places * 2).expand({heads, capacity}).contiguous(), now = at::full({1}, cut ? capacity : 2 * capacity, at::kInt);
+    const at::Tensor seen = (places.unsqueeze(0) < lengths.unsqueeze(1)) & (positions <= now);
+    at::Tensor kGpu = gpu(k), vGpu = gpu(v);
+    const at::Tensor behind = gpu(places.unsqueeze(0) >= lengths.unsqueeze(1)).unsqueeze(2);
+    if (strided) { // an odd place in memory
+        kGpu = at::empty({heads, capacity, dim + 3}, kGpu.options()).narrow(2, 1, dim), kGpu.copy_(k);
+        vGpu = at::empty({capacity, heads, 2 * dim}, vGpu.options()).narrow(2, dim, dim).transpose(0, 1), vGpu.copy_(v);
+    }
+    kGpu.masked_fill_(behind, NAN), vGpu.masked_fill_(behind, NAN);
+    const at::Tensor byValue = changeOf(q, k, v, seen.unsqueeze(1), 0.2, ops::OutputChange::value);
+    for (const ops::OutputChange kind : ChangeKinds) {
+        std::snprintf(label, sizeof label, "output_change %d group %d dim %d capacity %d %s%s%s", static_cast<int>(kind), group, dim, capacity, c10::toString(type),
+                      cut ? " cut" : "", strided ? " strided" : "");
+        const auto run = [&] { return ops::output_change(gpu(q), kGpu, vGpu, gpu(positions), gpu(lengths), gpu(now), 0.2, kind); };
+        const at::Tensor found = run();
+        expectChange(label, found, changeOf(q, k, v, seen.unsqueeze(1), 0.2, kind), byValue, type == at::kFloat ? 2e-5 : 1e-3);
+        expectSame(label, found.masked_select(gpu(seen.logical_not().repeat_interleave(group, 0))).count_nonzero(), at::zeros({}, at::kLong));
+        for (int i = 0; i < 2; ++i) expectSame(label, run(), found);
+    }
+}
+
+// Of a prompt's newest queries: entries lie at their own positions, or not (gap), where ATen's calls take over.
+void checkPromptChange(int group, int dim, int held, int queries, int spare, at::ScalarType type, bool gap) {
+    const int heads = 2, capacity = held + spare;
+    at::manual_seed(held * 5 + group * 3 + dim + queries);
+    char label[160];
+    const auto values = [&](at::IntArrayRef sizes) { return at::randn(sizes).to(type); };
+    const at::Tensor q = values({queries, heads * group, dim}).transpose(0, 1), k = values({heads, capacity, dim}), v = values({heads, capacity, dim}); // as the model hands them over
+    const at::Tensor lengths = at::full({heads}, held, at::kInt), places = at::arange(capacity, at::kInt), now = at::arange(held - queries, held, at::kInt);
+    at::Tensor positions = places.expand({heads, capacity}).clone();
+    positions.masked_fill_(places >= held, -1);
+    if (gap) positions[0][held - 1] = held; // nobody sees it
+    const at::Tensor seen = (places < held).view({1, 1, -1}) & (positions.unsqueeze(1) <= now.view({1, -1, 1}));
+    at::Tensor kGpu = gpu(k), vGpu = gpu(v);
+    kGpu.narrow(1, held, spare).fill_(NAN), vGpu.narrow(1, held, spare).fill_(NAN);
+    const at::Tensor byValue = changeOf(q, k, v, seen, 0.1, ops::OutputChange::value);
+    for (const ops::OutputChange kind : ChangeKinds) {
+        std::snprintf(label, sizeof label, "output_change %d of a prompt, group %d dim %d held %d queries %d %s%s", static_cast<int>(kind), group, dim, held, queries,
+                      c10::toString(type), gap ? " gap" : "");
+        const auto run = [&] { return ops::output_change(gpu(q), kGpu, vGpu, gpu(positions), gpu(lengths), gpu(now), 0.1, kind); };
+        const at::Tensor found = run();
+        expectChange(label, found, changeOf(q, k, v, seen, 0.1, kind), byValue, type == at::kFloat ? 2e-5 : 1e-3);
+        expectSame(label, run(), found);
+    }
+}
+
+void checkChanges() {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        for (const int dim : {32, 64, 80, 96, 128, 256})
+            for (const int group : {1, 3, 4, 8})
+                for (const int capacity : {1, 2, 31, 33, 4097}) checkChange(group, dim, capacity, type, false, false);
+        for (const int dim : {64, 80, 256}) checkChange(3, dim, 4097, type, true, false), checkChange(4, dim, 533, type, true, true);
+        checkChange(12, 64, 999, type, false, false);   // more than eight query heads a KV head
+        checkChange(2, 72, 100, type, true, false);     // a head size without a kernel
+        checkChange(4, 128, 40000, type, true, false);  // several tiles a warp
+        for (const int dim : {64, 80, 128, 256})
+            for (const auto& [held, queries] : {std::pair(33, 33), {100, 31}, {999, 999}, {1500, 130}, {1537, 577}}) checkPromptChange(3, dim, held, queries, dim == 64 ? 0 : 7, type, false);
+        checkPromptChange(1, 128, 700, 700, 5, type, false), checkPromptChange(4, 64, 700, 300, 5, type, true);
     }
 }
 
@@ -339,6 +510,8 @@ int main(int argc, char** argv) {
         for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
             for (const int dim : {80, 128}) checkDecode(4, dim, 700, type, true, dim == 80), checkVote(3, dim, 333, type, true);
             checkDecode(12, 64, 5000, type, false, false);
+            checkSparse(4, 128, 5000, 2688, type, false, false), checkSparse(3, 80, 900, 333, type, true, false);
+            checkChange(4, 128, 700, type, true, false), checkChange(12, 80, 5000, type, false, true), checkPromptChange(2, 128, 300, 300, 7, type, false), checkPromptChange(3, 64, 500, 77, 0, type, false);
             checkPacked(3, 33, 80, 4, 16, false, false, type), checkPacked(3, 33, 33, 3, 11, true, true, type);
             checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
         }
@@ -352,6 +525,8 @@ int main(int argc, char** argv) {
                     for (const int queries : {1, 7, 130})
                         if (capacity <= 33 || dim == 64) checkCase({3, 3, dim, capacity, queries, type});
         checkDecodes();
+        checkAllSparse();
+        checkChanges();
         checkTopK();
         checkVotes();
         checkDrops();

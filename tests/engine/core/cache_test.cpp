@@ -1,4 +1,5 @@
 #include "engine/cache/kv_cache.h"
+#include "engine/data/error.h"
 #include "kernels/bind/ops.h"
 #include "tests/support/tiny_model.h"
 
@@ -71,6 +72,42 @@ private Q_SLOTS:
         s = cache.stats();
         QVERIFY(s.allocatedBytes < 20000);      // really given back
         QVERIFY(s.peakBytes > 1000 * 2 * 4 * 8); // the old one stood beside the new one
+    }
+    // A branch without further evictions holds heads of different lengths behind each other: the same numbers in no more memory than is kept.
+    void raggedHeadsTakeNoMoreThanTheyHold() {
+        const auto model = tinyModel(2, 4, 2, 8);
+        const auto ids = tinyIds(600), next = tinyIds(70, 5);
+        KvCache prefill(model->config(), at::kFloat, at::kCPU, RopeMode::original);
+        model->forward(ids, 0, prefill, nullptr, LogitRows::none);
+        std::vector<Selection> selections(2);
+        for (std::size_t l = 0; l < 2; ++l)
+            for (int h = 0; h < 2; ++h) {
+                auto& keep = selections[l].keep.emplace_back();
+                for (int i = 0; i < 600; i += h ? 2 : 20) keep.push_back(i);
+            }
+        const auto branch = [&](bool settled) { return prefill.branch(selections, RopeMode::original, 8, model->inverseFrequencies(), nullptr, settled); };
+        KvCache padded = branch(false), ragged = branch(true);
+        QVERIFY(!padded.layer(LayerIndex{0}).ragged());
+        QVERIFY(ragged.layer(LayerIndex{0}).ragged());
+        const CacheStats a = padded.stats(), b = ragged.stats();
+        QCOMPARE(a.storedBytes, b.storedBytes);
+        const std::int64_t kept = 2 * (300 + 30), entry = 2 * 8 * 4 + 4; // with its position
+        QCOMPARE(b.allocatedBytes, (kept + 2 * 2 * 16) * entry);
+        QVERIFY(b.allocatedBytes < a.allocatedBytes * 7 / 10);
+        for (std::size_t i = 0; i < next.size();) { // more than there is room for: the layers grow; single tokens and a block
+            const std::size_t n = i == 40 ? 9 : 1;
+            const auto part = std::span(next).subspan(i, n);
+            const auto first = static_cast<Position>(600 + i);
+            const at::Tensor x = model->forward(part, first, padded, nullptr, LogitRows::all), y = model->forward(part, first, ragged, nullptr, LogitRows::all);
+            QVERIFY2(at::equal(x, y), qPrintable(QString::number(i)));
+            i += n;
+        }
+        for (int l = 0; l < 2; ++l) {
+            QCOMPARE(ragged.layer(LayerIndex{l}).heldPositions(), padded.layer(LayerIndex{l}).heldPositions());
+            QVERIFY(at::equal(ragged.layer(LayerIndex{l}).lengths, padded.layer(LayerIndex{l}).lengths));
+        }
+        QVERIFY(ragged.stats().peakBytes > ragged.stats().allocatedBytes); // a layer was copied
+        QVERIFY_EXCEPTION_THROWN(ragged.compact(LayerIndex{0}, {{{0}, {0}}}), EngineError);
     }
     void forwardInBlocksEqualsOnePass() {
         const auto model = tinyModel();

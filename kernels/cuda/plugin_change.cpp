@@ -1,0 +1,118 @@
+// The plug-in's part for the kvc policies' sums. Arguments were checked by ops.cpp. A decoded token's are worked out from ragged heads without the
+// host; a prompt's streamed, where it lies as a prompt does; the rest runs in ATen calls (bind/output_change.cpp).
+#include "kernels/cuda/launch_change.h"
+#include "kernels/cuda/plugin.h"
+
+#include <torch/library.h>
+#include <algorithm>
+
+namespace keepsight::cuda {
+namespace {
+
+constexpr std::int64_t ValueOnly = 0; // of ops::OutputChange
+
+at::Tensor changeOfOne(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
+                       const at::Tensor& queryPositions, double scale, int64_t kind) {
+    const at::Tensor query = inTiles(q), keys = inTiles(k), values = inTiles(v), places = positions.contiguous(), held = lengths.contiguous();
+    at::Tensor change = at::empty({q.size(0), k.size(1)}, q.options().dtype(at::kFloat));
+    OutputChangeArgs args;
+    args.kind = static_cast<int>(kind);
+    args.change = change.mutable_data_ptr<float>();
+    AttentionArgs& a = args.attention;
+    a.q = {query.const_data_ptr(), query.stride(0), query.stride(1)};
+    a.k = {keys.const_data_ptr(), keys.stride(0), keys.stride(1)};
+    a.v = {values.const_data_ptr(), values.stride(0), values.stride(1)};
+    a.queryHeads = q.size(0);
+    a.kvHeads = k.size(0);
+    a.queries = 1;
+    a.capacity = k.size(1);
+    a.dim = q.size(2);
+    a.positions = places.const_data_ptr<std::int32_t>();
+    a.lengths = held.const_data_ptr<std::int32_t>();
+    a.queryPositions = queryPositions.const_data_ptr<std::int32_t>();
+    a.scale = static_cast<float>(scale);
+    const CudaDevice& device = deviceOf(q);
+    const std::int64_t walks = walksOf(a.queryHeads, a.kvHeads), slots = decodeBlocks(device) + walks;
+    DecodeScratch s;
+    float* out = nullptr;
+    Scratch scratch;
+    scratch.add(s.outputs, slots * 8 * a.dim);
+    scratch.add(s.parts, slots * 8);
+    s.arrived = arrivalCounters(q, walks);
+    scratch.add(s.scores, a.queryHeads * a.capacity);
+    scratch.add(s.logSums, a.queryHeads);
+    scratch.add(s.visible, a.kvHeads);
+    scratch.add(out, a.queryHeads * a.dim);
+    scratch.allocate(q);
+    a.out = out;
+    check(launchOutputChange(args, elementOf(q), s, device, stream()), "output_change");
+    return change;
+}
+
+// How many entries every head holds, where each lies at its own position and the queries are the newest of them; else −1. Asks the device.
+std::int64_t heldByAll(const at::Tensor& positions, const at::Tensor& lengths, const at::Tensor& queryPositions) {
+    const std::int64_t count = queryPositions.size(0);
+    const at::Tensor places = at::arange(positions.size(1), positions.options()), held = lengths[0];
+    const at::Tensor newest = queryPositions == places.narrow(0, 0, count) + (held - count);
+    const at::Tensor plain = (lengths == held).all() & ((positions == places) | (places >= held)).all() & newest.all();
+    return at::where(plain, held, -1).item<std::int32_t>();
+}
+
+at::Tensor squaredNorms(const at::Tensor& x) { return at::linalg_vector_norm(x, 2, {-1}, false, at::kFloat).square_(); }
+
+at::Tensor outputChange(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
+                        const at::Tensor& queryPositions, double scale, int64_t kind) {
+    const c10::cuda::CUDAGuard guard(q.device());
+    const auto inAtenCalls = [&](std::int64_t rows) { // the first ones
+        const at::Tensor first = q.narrow(1, 0, rows), now = queryPositions.narrow(0, 0, rows);
+        return composite<decltype(outputChange)>("output_change", first, k, v, positions, lengths, now, scale, kind);
+    };
+    const std::int64_t count = q.size(1), capacity = k.size(1), dim = q.size(2);
+    if (count == 1 && capacity > 0 && hasHeadSize(dim)) return changeOfOne(q, k, v, positions, lengths, queryPositions, scale, kind);
+    ChangeSumsArgs args;
+    AttentionSumsArgs& a = args.sums;
+    a.qHead = q.stride(0), a.qRow = q.stride(1);
+    a.k = k.const_data_ptr(), a.kHead = k.stride(0), a.kRow = k.stride(1);
+    a.queryHeads = q.size(0);
+    a.kvHeads = k.size(0);
+    a.dim = dim;
+    a.scale = static_cast<float>(scale);
+    args.kind = static_cast<int>(kind);
+    args.v = v.const_data_ptr(), args.vHead = v.stride(0), args.vRow = v.stride(1);
+    constexpr std::int64_t FewRows = 32; // ATen's calls are as fast
+    const bool dense = q.stride(2) == 1 && k.stride(2) == 1 && v.stride(2) == 1;
+    if (!dense || count < FewRows || count > capacity || (dim != 64 && dim != 128) || q.scalar_type() == at::kFloat) return inAtenCalls(count);
+    const std::int64_t held = heldByAll(positions, lengths, queryPositions);
+    if (held < count) return inAtenCalls(count);
+
+    // Where little is seen, the rounding of a fused attention's weights shows in differences from its output.
+    constexpr std::int64_t MuchSeen = 256;
+    const std::int64_t exact = kind == ValueOnly ? 0 : std::clamp<std::int64_t>(MuchSeen - (held - count), 0, count);
+    if (exact == count) return inAtenCalls(count);
+    const at::Tensor queries = q.narrow(1, exact, count - exact), values = v.narrow(1, 0, held);
+    const auto [outputs, logSums] = fusedCausal(queries, k, v, held, scale);
+    const at::Tensor valueNorms = squaredNorms(values);
+    at::Tensor change = exact > 0 ? inAtenCalls(exact) : at::zeros({q.size(0), capacity}, logSums.options()), o, outputNorms;
+    a.q = queries.const_data_ptr();
+    a.queries = count - exact;
+    a.held = held;
+    a.logSumExp = logSums.const_data_ptr<float>();
+    a.columnSum = change.mutable_data_ptr<float>(), a.columnSumHead = capacity;
+    if (kind != ValueOnly) {
+        o = inTiles(outputs.squeeze(0)), outputNorms = squaredNorms(o).contiguous();
+        args.o = o.const_data_ptr(), args.oHead = o.stride(0), args.oRow = o.stride(1);
+        args.valueNorms = valueNorms.const_data_ptr<float>(), args.outputNorms = outputNorms.const_data_ptr<float>();
+    }
+    if (!takesChangeSums(args, elementOf(q))) return inAtenCalls(count);
+    check(launchChangeSums(args, elementOf(q), stream()), "output_change");
+    if (kind == ValueOnly) change.view({k.size(0), -1, capacity}).narrow(2, 0, held).mul_(valueNorms.unsqueeze(1));
+    return change;
+}
+
+} // namespace
+
+TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
+    m.impl("output_change", outputChange);
+}
+
+} // namespace keepsight::cuda
