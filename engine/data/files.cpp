@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
+#include <optional>
+#include <string>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -39,11 +41,26 @@ void flushFolder(const fs::path& of) {
     ::close(handle);
 }
 
+// Of a name for one of our own open files (/dev/stdout, /dev/fd/3, links to them): its number. What is behind it may be a pipe or somebody's redirected
+// file, to be written on and never replaced.
+std::optional<int> descriptorOf(fs::path path) {
+    std::error_code none;
+    for (int hop = 0; hop < 8; ++hop) {
+        const fs::path folder = path.parent_path().lexically_normal();
+        const std::string name = path.filename().string();
+        if ((folder == "/proc/self/fd" || folder == "/dev/fd") && !name.empty() && name.size() < 9 && name.find_first_not_of("0123456789") == std::string::npos) return std::stoi(name);
+        const fs::path next = fs::read_symlink(path, none);
+        if (none) return std::nullopt;
+        path = next.is_absolute() ? next : path.parent_path() / next;
+    }
+    return std::nullopt;
+}
+
 } // namespace
 
 void replaceFile(const fs::path& temporary, const fs::path& path) {
     struct stat existing {};
-    if (::stat(path.c_str(), &existing) == 0 && !S_ISREG(existing.st_mode)) { // a device or folder must not give way to a file
+    if (descriptorOf(path) || (::stat(path.c_str(), &existing) == 0 && !S_ISREG(existing.st_mode))) { // a device or folder must not give way to a file
         ::unlink(temporary.c_str());
         throw EngineError("cannot write " + path.string() + ": expected a file or a free name, found a folder, device or pipe there");
     }
@@ -52,6 +69,10 @@ void replaceFile(const fs::path& temporary, const fs::path& path) {
 }
 
 void writeFileAtomically(const fs::path& path, std::string_view bytes) {
+    if (const std::optional<int> own = descriptorOf(path)) {
+        if (const int error = writeAll(*own, bytes)) refuse(path, error);
+        return;
+    }
     struct stat existing {};
     const bool exists = ::stat(path.c_str(), &existing) == 0;
     if (exists && S_ISDIR(existing.st_mode)) refuse(path, EISDIR);

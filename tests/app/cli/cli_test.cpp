@@ -372,6 +372,19 @@ private Q_SLOTS:
         QVERIFY(json::parse(ran.out).contains("policies"));
     }
 
+    // A redirected output is written on where it stands, not replaced; nor is a name for it, even if the file has none any more.
+    void writesOnRedirectedOutput() {
+        QProcess shell;
+        shell.setWorkingDirectory(m_folder.path());
+        shell.start("/bin/sh", {"-c", QString("(echo before; %1 policies --json /dev/stdout; echo after) > all.txt; ln -s /proc/self/fd/1 link; exec > gone; rm gone; "
+                                              "%1 policies --json link; %1 policies --json /dev/stdout; test -L link && test -L /dev/stdout")
+                                          .arg(KEEPSIGHT_BUILD "/bin/keepsight-cli")});
+        QVERIFY(shell.waitForFinished(60000));
+        QCOMPARE(shell.exitCode(), 0);
+        const std::string all = load("all.txt");
+        QVERIFY(all.starts_with("before\n{") && all.ends_with("}\nafter\n"));
+    }
+
     void helpAndVersionSucceed() {
         QVERIFY(run({"--version"}).out.find("keepsight-cli 0.") == 0);
         const Ran help = run({"ppl", "--help"});
