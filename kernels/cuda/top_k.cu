@@ -1,14 +1,16 @@
-// The k highest of each row, as ascending indices: radix selection of the threshold, then the entries above it and the last ones equal to
-// it.
+// The k highest of each row, as ascending indices: radix selection of the threshold, then the entries above it and the last ones equal to it.
 //
-// A row belongs to a cluster of blocks (one block where clusters do not exist or the row is short); each warp owns a run of it. Scores
-// become integers of the same order and stay in shared memory as far as they fit. Three passes count digits of 11, 11 and 10 bits; block b
-// of the cluster adds up its part of all blocks' histograms and hands the sums to every block, so all find the same digit. Counts are
-// integers: the order of additions does not matter. A long row is cut into pieces, each by a cluster of its own; the pieces' best, still in
-// order, are then searched as one row.
+// A row belongs to a cluster of blocks (one block where clusters do not exist or the row is short); each warp owns a run of it, each
+// thread keeps its keys (integers of the scores' order) in registers where the row is not too long for that. The blocks count digits of
+// 11, 11 and 10 bits. Sums of 32 bins go to all blocks, which then find the digit alike, and how many of the bin each block has. Once few
+// keys share the digits found so far, all blocks collect them and count the other digits for themselves: two barriers of the cluster are
+// all that is waited for as a rule. Counts are integers: the order of additions does not matter. A long row is cut into pieces, each by a
+// cluster of its own; the pieces' best, still in order, are then searched as one row.
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/overlap.cuh"
 
 #include <algorithm>
+#include <type_traits>
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #include <cooperative_groups.h>
@@ -18,7 +20,11 @@
 namespace keepsight::cuda {
 namespace {
 
-constexpr int Threads = 1024, Warps = Threads / 32, Bins = 2048, Step = 128; // Step: elements a warp takes at once, four a lane
+constexpr int Threads = 1024, Warps = Threads / 32, Step = 128; // Step: elements a warp takes at once, four a lane
+constexpr int Bins = 2048, Sums = Bins / 32;                       // Sums: of 32 bins each
+constexpr int HeldSteps = 16384 / Threads / 4;                     // of a thread, in registers
+constexpr int ClusterBlocks = 8; // 16 are a microsecond faster for one row of 131072, and slower for several
+constexpr int MostCollected = 4096;
 constexpr unsigned EveryLane = 0xffffffffu;
 constexpr std::int64_t ShortRow = 16384, Piece = 65536, LongRow = 2 * Piece; // one block up to ShortRow, pieces beyond LongRow
 
@@ -67,24 +73,68 @@ struct Row {
     int room; // places of out
 };
 
+// Sum over lanes up to and including this one.
+__device__ int sumThrough(int x, int lane) {
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        const int left = __shfl_up_sync(EveryLane, x, step);
+        if (lane >= step) x += left;
+    }
+    return x;
+}
+
+struct Shared {
+    int bins[2][Bins];           // of this block; of one pass, and zero for the next
+    int sums[2][ClusterBlocks][Sums]; // of all blocks
+    unsigned collected[MostCollected];
+    int collectedHere, warpSums[2][Warps], earlier[2];
+    int digit, above, within;    // the digit found; keys of higher digits, and of this one
+    int aboveEarlier, withinEarlier; // of those, the ones of blocks before this one
+};
+
+// The digit of the `missing`-th highest key, by one warp, from `blocks` blocks' counts.
 template <int Blocks>
-__device__ void selectTop(const Row& row, int cachedSteps) {
-    extern __shared__ __align__(16) unsigned cache[]; // [Warps, cachedSteps, Step]
-    __shared__ __align__(16) int histogram[3][Bins];  // of this block
-    __shared__ __align__(16) int sums[Bins];          // of all blocks; two barriers lie between its last reader and its next writer
-    __shared__ int warpSums[2][Warps], totals[Blocks][2];
-    __shared__ int found[3]; // digit, how many in higher bins, in this one
+__device__ void findDigit(Shared& s, int buffer, int blocks, int rank, int missing, int lane) {
+    using Group = Cluster<Blocks>;
+    int high = 0, low = 0, earlier = 0; // sums of bins of 63 − 2·lane and the one below; those of earlier blocks
+    int highEarlier = 0;
+#pragma unroll 4
+    for (int b = 0; b < blocks; ++b) {
+        const int2 two = *reinterpret_cast<const int2*>(&s.sums[buffer][b][Sums - 2 - 2 * lane]);
+        high += two.y, low += two.x;
+        if (b < rank) highEarlier += two.y, earlier += two.x + two.y;
+    }
+    const int through = sumThrough(high + low, lane), before = through - high - low;
+    const int owner = __ffs(static_cast<int>(__ballot_sync(EveryLane, missing <= through))) - 1;
+    const bool inHigh = missing <= before + high;
+    const int group = __shfl_sync(EveryLane, Sums - 1 - 2 * lane - (inHigh ? 0 : 1), owner);
+    int above = __shfl_sync(EveryLane, inHigh ? before : before + high, owner);
+    int aboveEarlier = lane < owner ? earlier : lane == owner && !inHigh ? highEarlier : 0;
+
+    const int bin = group * 32 + 31 - lane;
+    int sum = 0;
+    earlier = 0;
+#pragma unroll
+    for (int b = 0; b < Blocks; ++b) {
+        if (b >= blocks) break;
+        const int x = blocks == 1 ? s.bins[buffer][bin] : *Group::of(&s.bins[buffer][bin], b);
+        sum += x;
+        if (b < rank) earlier += x;
+    }
+    const int sumTo = sumThrough(sum, lane) + above;
+    const int at = __ffs(static_cast<int>(__ballot_sync(EveryLane, missing <= sumTo))) - 1;
+    if (lane < at) aboveEarlier += earlier;
+    aboveEarlier = __reduce_add_sync(EveryLane, aboveEarlier);
+    if (lane == at) s.digit = bin, s.above = sumTo - sum, s.within = sum, s.aboveEarlier = aboveEarlier, s.withinEarlier = earlier;
+}
+
+// Resident: all steps are held.
+template <int Blocks, bool Resident>
+__device__ void selectTop(const Row& row, Shared& s) {
     using Group = Cluster<Blocks>;
     const int rank = Group::rank(), thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, n = row.n;
-#pragma unroll 1
-    for (int i = row.want + rank * Threads + thread; i < row.room; i += Blocks * Threads)
-        row.out[i] = -1;
-    if (row.want == 0) return; // all blocks of the row alike
-
-    const int steps = (n + Blocks * Warps * Step - 1) / (Blocks * Warps * Step), begin = (rank * Warps + warp) * steps * Step,
-              cached = min(steps, cachedSteps);
+    const int steps = (n + Blocks * Warps * Step - 1) / (Blocks * Warps * Step), begin = (rank * Warps + warp) * steps * Step;
     const bool vectors = !row.source && reinterpret_cast<std::uintptr_t>(row.scores) % 16 == 0;
-    uint4* kept = reinterpret_cast<uint4*>(cache) + warp * cachedSteps * (Step / 4) + lane;
     const auto one = [&](int at) {
         if (at >= n) return 0u;
         if (!row.source) return keyOf(row.scores[at]);
@@ -99,145 +149,232 @@ __device__ void selectTop(const Row& row, int cachedSteps) {
         }
         return make_uint4(one(at), one(at + 1), one(at + 2), one(at + 3));
     };
-    const auto keys = [&](int step) { return step < cached ? kept[step * (Step / 4)] : fresh(step); };
-
+    uint4 held[HeldSteps];
+    if constexpr (Resident) {
+        if (vectors) {
+#pragma unroll
+            for (int step = 0; step < HeldSteps; ++step) {
+                const int at = begin + step * Step + 4 * lane;
+                float4 x = make_float4(0, 0, 0, 0);
+                if (step < steps && at + 4 <= n) x = *reinterpret_cast<const float4*>(row.scores + at);
+                held[step] = make_uint4(__float_as_uint(x.x), __float_as_uint(x.y), __float_as_uint(x.z), __float_as_uint(x.w));
+            }
+#pragma unroll
+            for (int step = 0; step < HeldSteps; ++step) {
+                const int at = begin + step * Step + 4 * lane;
+                if (step < steps && at + 4 <= n)
+                    held[step] = make_uint4(keyOf(__uint_as_float(held[step].x)), keyOf(__uint_as_float(held[step].y)),
+                                            keyOf(__uint_as_float(held[step].z)),
+                                            keyOf(__uint_as_float(held[step].w)));
+                else
+                    held[step] = step < steps && at < n ? make_uint4(one(at), one(at + 1), one(at + 2), one(at + 3)) : make_uint4(0, 0, 0, 0);
+            }
+        } else {
+#pragma unroll
+            for (int step = 0; step < HeldSteps; ++step)
+                held[step] = step < steps ? fresh(step) : make_uint4(0, 0, 0, 0);
+        }
+    }
+    const auto forSteps = [&](auto&& body) { // body(first element of the lane, its four keys); all lanes of a warp alike
+        if constexpr (Resident) {
+#pragma unroll
+            for (int step = 0; step < HeldSteps; ++step)
+                if (step < steps) {
+                    const unsigned key[4] = {held[step].x, held[step].y, held[step].z, held[step].w};
+                    body(begin + step * Step + 4 * lane, key);
+                }
+        } else {
 #pragma unroll 1
-    for (int i = thread; i < 3 * Bins; i += Threads)
-        (&histogram[0][0])[i] = 0;
-#pragma unroll 4
-    for (int step = 0; step < cached; ++step)
-        kept[step * (Step / 4)] = fresh(step);
-    __syncthreads();
+            for (int step = 0; step < steps; ++step) {
+                const uint4 x = fresh(step);
+                const unsigned key[4] = {x.x, x.y, x.z, x.w};
+                body(begin + step * Step + 4 * lane, key);
+            }
+        }
+    };
 
-    unsigned prefix = 0;
-    int missing = row.want, ties = 0;
+    unsigned prefix = 0;                       // the digits found
+    int left = 32, missing = row.want, ties = -1; // bits not yet found; keys missing among the `ties` ones that have the prefix
+    int greater = 0, equal = 0;                // keys of earlier blocks above the prefix, and of it
+    int pool = 0;                              // keys collected
 #pragma unroll 1 // cold code comes from memory, too: loops stay loops where time is not spent
-    for (int pass = 0; pass < 3; ++pass) {
-        const int bits = pass < 2 ? 11 : 10, shift = pass == 0 ? 21 : pass == 1 ? 10 : 0;
+    for (int pass = 0; left > 0 && missing != ties; ++pass) {
+        const int bits = left == 10 ? 10 : 11, shift = left - bits, buffer = pass % 2;
         const unsigned mask = (1u << bits) - 1;
-#pragma unroll 4
-        for (int step = 0; step < steps; ++step) {
-            const uint4 x = keys(step);
-            const unsigned key[4] = {x.x, x.y, x.z, x.w};
+        int* bins = s.bins[buffer];
+        if (pool == 0)
+            forSteps([&](int, const unsigned(&key)[4]) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    if (key[j] != 0 && __funnelshift_rc(key[j], 0, left) == prefix) atomicAdd(bins + ((key[j] >> shift) & mask), 1);
+            });
+        else
+#pragma unroll 1
+            for (int i = thread; i < pool; i += Threads)
+                if (s.collected[i] >> left == prefix) atomicAdd(bins + ((s.collected[i] >> shift) & mask), 1);
+        __syncthreads();
+        const bool together = Blocks > 1 && pool == 0; // all blocks
+#pragma unroll
+        for (int i = 0; i < Bins / 2 / Threads; ++i) {
+            const int2 two = reinterpret_cast<const int2*>(bins)[i * Threads + thread];
+            int sum = two.x + two.y;
+#pragma unroll
+            for (int step = 1; step < 16; step *= 2)
+                sum += __shfl_xor_sync(EveryLane, sum, step);
+            int* to = &s.sums[buffer][together ? rank : 0][(i * Threads + thread) / 16];
+            if (lane % 16 < (together ? Blocks : 1)) *(together ? Group::of(to, lane % 16) : to) = sum;
+        }
+        if (together)
+            Group::arrive(), Group::wait();
+        else
+            __syncthreads();
+#pragma unroll
+        for (int i = 0; i < Bins / Threads; ++i) // read last before the barrier
+            s.bins[buffer ^ 1][i * Threads + thread] = 0;
+        if (warp == 0) findDigit<Blocks>(s, buffer, together ? Blocks : 1, together ? rank : 0, missing, lane);
+        __syncthreads();
+        prefix = prefix << bits | static_cast<unsigned>(s.digit);
+        missing -= s.above, ties = s.within, left = shift;
+        if (pool > 0) continue;
+        greater += s.aboveEarlier, equal = s.withinEarlier;
+        if (ties > MostCollected || left == 0 || missing == ties) continue;
+        int count = 0;
+        forSteps([&](int, const unsigned(&key)[4]) {
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                if (key[j] != 0 && __funnelshift_rc(key[j], 0, shift + bits) == prefix)
-                    atomicAdd(&histogram[pass][(key[j] >> shift) & mask], 1);
-        }
-        Group::arrive(), Group::wait();
-        if constexpr (Blocks > 1) { // bin rank·Part + thread/Split of all blocks; Split neighbours read a share of the blocks each, and
-                                    // hand out the sum
-            constexpr int Part = Bins / Blocks, Split = Threads / Part;
-            const int bin = rank * Part + thread / Split;
-            int sum = 0;
+                count += key[j] >> left == prefix;
+        });
+        const int through = sumThrough(count, lane);
+        int place = 0;
+        if (lane == 31 && through > 0) place = atomicAdd(&s.collectedHere, through);
+        place = equal + __shfl_sync(EveryLane, place, 31) + through - count;
+        if (count)
+            forSteps([&](int, const unsigned(&key)[4]) {
 #pragma unroll
-            for (int b = 0; b < Blocks / Split; ++b)
-                sum += *Group::of(&histogram[pass][bin], thread % Split * (Blocks / Split) + b);
-#pragma unroll
-            for (int step = 1; step < Split; step *= 2)
-                sum += __shfl_xor_sync(EveryLane, sum, step);
-#pragma unroll
-            for (int b = 0; b < Blocks / Split; ++b)
-                *Group::of(&sums[bin], thread % Split * (Blocks / Split) + b) = sum;
+                for (int j = 0; j < 4; ++j)
+                    if (key[j] >> left == prefix) s.collected[place++] = key[j];
+            });
+        __syncthreads();
+        pool = ties;
+        if constexpr (Blocks > 1) {
+            const int end = equal + s.collectedHere, to = (rank + 1 + warp % (Blocks - 1)) % Blocks;
+            static_assert(Warps >= Blocks - 1);
+            unsigned* theirs = Group::of(s.collected, to);
+            const int share = Warps / (Blocks - 1) + (warp % (Blocks - 1) < Warps % (Blocks - 1)); // warps that write to that block
+#pragma unroll 1
+            for (int i = equal + warp / (Blocks - 1) * 32 + lane; i < end; i += share * 32)
+                theirs[i] = s.collected[i];
             Group::arrive(), Group::wait();
         }
-        const int place = Threads - 1 - thread; // of bins 2·place and 2·place + 1: thread 0 has the highest ones
-        const int2 mine = reinterpret_cast<const int2*>(Blocks > 1 ? sums : histogram[pass])[place];
-        int sum = mine.x + mine.y;
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            const int left = __shfl_up_sync(EveryLane, sum, step);
-            if (lane >= step) sum += left;
-        }
-        if (lane == 31) warpSums[0][warp] = sum;
-        __syncthreads();
-        const int before = static_cast<int>(__reduce_add_sync(EveryLane, lane < warp ? static_cast<unsigned>(warpSums[0][lane]) : 0u));
-        const int through = before + sum, above = through - mine.x - mine.y; // down to and including my bins, and before them
-        if (above < missing && missing <= through) {
-            const bool high = missing <= above + mine.y;
-            found[0] = 2 * place + (high ? 1 : 0), found[1] = high ? above : above + mine.y, found[2] = high ? mine.y : mine.x;
-        }
-        __syncthreads();
-        prefix = prefix << bits | static_cast<unsigned>(found[0]);
-        missing -= found[1], ties = found[2];
     }
+    if (Blocks > 1 && pool == 0) Group::arrive(), Group::wait(); // other blocks may still read this one's bins
 
-    // prefix is the key of the last one taken; of `ties` equal ones the last `missing` are. Counts: greater ones in the low half, equal
-    // ones in the high half.
-    int greater = 0, equal = 0;
-#pragma unroll 4
-    for (int step = 0; step < steps; ++step) {
-        const uint4 x = keys(step);
-        greater += (x.x > prefix) + (x.y > prefix) + (x.z > prefix) + (x.w > prefix);
-        equal += (x.x == prefix) + (x.y == prefix) + (x.z == prefix) + (x.w == prefix);
-    }
-    greater = __reduce_add_sync(EveryLane, greater), equal = __reduce_add_sync(EveryLane, equal);
-    if (lane == 0) warpSums[0][warp] = greater, warpSums[1][warp] = equal;
-    const bool idle = greater + equal == 0; // of the whole warp
-    __syncthreads();
-    if (warp < 2) {
-        const int sum = __reduce_add_sync(EveryLane, warpSums[warp][lane]);
-        if (lane < Blocks) Group::of(&totals[rank][warp], lane)[0] = sum;
-    }
-    Group::arrive(), Group::wait();
-    if (idle) return;
-    greater = (lane < warp ? warpSums[0][lane] : 0) + (lane < rank ? totals[lane][0] : 0);
-    equal = (lane < warp ? warpSums[1][lane] : 0) + (lane < rank ? totals[lane][1] : 0);
-    greater = __reduce_add_sync(EveryLane, greater), equal = __reduce_add_sync(EveryLane, equal);
-    const int skipped = ties - missing;
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-        const uint4 x = keys(step);
-        const unsigned key[4] = {x.x, x.y, x.z, x.w};
-        int here = 0; // greater ones, and equal ones above bit 16
+    // Keys above the prefix are taken, and of `ties` equal to it the last `missing`. To be counted: those of this block's warps, and of
+    // earlier blocks' collected keys.
+    const unsigned least = prefix << left;
+    const auto isEqual = [&](unsigned key) { return key >> left == prefix; };
+    int greaterHere = 0, equalHere = 0;
+    forSteps([&](int, const unsigned(&key)[4]) {
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-            here += (key[j] > prefix ? 1 : 0) + (key[j] == prefix ? 1 << 16 : 0);
-        if (!__any_sync(EveryLane, here)) continue;
-        int through = here;
-#pragma unroll
-        for (int s = 1; s < 32; s *= 2) {
-            const int left = __shfl_up_sync(EveryLane, through, s);
-            if (lane >= s) through += left;
-        }
-        int greaterHere = greater + ((through - here) & 0xffff), equalHere = equal + ((through - here) >> 16);
-        if (here)
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const int at = begin + step * Step + 4 * lane + j;
-                const auto write = [&](int to) { row.out[to] = (row.source ? row.source[at] : at) + row.offset; };
-                if (key[j] > prefix) write(greaterHere++ + max(0, equalHere - skipped));
-                if (key[j] == prefix) {
-                    if (equalHere >= skipped) write(greaterHere + equalHere - skipped);
-                    ++equalHere;
-                }
-            }
-        through = __shfl_sync(EveryLane, through, 31);
-        greater += through & 0xffff, equal += through >> 16;
+            greaterHere += key[j] >= least, equalHere += isEqual(key[j]);
+    });
+    greaterHere = __reduce_add_sync(EveryLane, greaterHere), equalHere = __reduce_add_sync(EveryLane, equalHere);
+    greaterHere -= equalHere;
+    if (lane == 0) s.warpSums[0][warp] = greaterHere, s.warpSums[1][warp] = equalHere;
+    if (pool > 0 && equal > 0) {
+        int g = 0, e = 0;
+#pragma unroll 1
+        for (int i = thread; i < equal; i += Threads)
+            g += s.collected[i] >= least, e += isEqual(s.collected[i]);
+        g = __reduce_add_sync(EveryLane, g), e = __reduce_add_sync(EveryLane, e);
+        if (lane == 0 && g > 0) atomicAdd(&s.earlier[0], g - e), atomicAdd(&s.earlier[1], e);
     }
+    __syncthreads();
+    if (greaterHere + equalHere == 0) return; // the whole warp
+    if (pool > 0) greater += s.earlier[0], equal = s.earlier[1];
+    greater += __reduce_add_sync(EveryLane, lane < warp ? s.warpSums[0][lane] : 0);
+    equal += __reduce_add_sync(EveryLane, lane < warp ? s.warpSums[1][lane] : 0);
+    const int skipped = ties - missing;
+    const unsigned earlierLanes = (1u << lane) - 1;
+    int to = greater + max(0, equal - skipped);
+    forSteps([&](int at, const unsigned(&key)[4]) {
+        unsigned taken = 0;
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            taken |= (key[j] >= least ? 1u : 0u) << j;
+        if (!__any_sync(EveryLane, taken)) return;
+        if (skipped > 0) { // equal ones of lower indices are not
+            int ofLane = 0;
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                ofLane += isEqual(key[j]);
+            if (__any_sync(EveryLane, ofLane)) {
+                const int through = sumThrough(ofLane, lane);
+                int before = equal + through - ofLane;
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    if (isEqual(key[j]) && before++ < skipped) taken &= ~(1u << j);
+                equal += __shfl_sync(EveryLane, through, 31);
+            }
+        }
+        int place = to;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const unsigned all = __ballot_sync(EveryLane, taken >> j & 1);
+            place += __popc(all & earlierLanes), to += __popc(all);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            if (taken >> j & 1) row.out[place++] = (row.source ? row.source[at + j] : at + j) + row.offset;
+    });
 }
 
-__device__ int held(const TopKArgs& a, std::int64_t row) { return max(0, min(a.counts[row], static_cast<int>(a.capacity))); }
+// Before anything of earlier kernels is read.
+template <int Blocks>
+__device__ void prepare(Shared& s) {
+#pragma unroll
+    for (int i = 0; i < Bins / Threads; ++i)
+        s.bins[0][i * Threads + threadIdx.x] = 0;
+    if (threadIdx.x == 0) s.collectedHere = s.earlier[0] = s.earlier[1] = 0;
+    __syncthreads();
+    if constexpr (Blocks > 1) Cluster<Blocks>::arrive(), Cluster<Blocks>::wait(); // a block's shared memory is there once it has started
+    letLaterKernelsStart();
+    waitForEarlierKernels();
+}
+
+__device__ void fillRest(const Row& row, int rank, int blocks) {
+#pragma unroll 1
+    for (int i = row.want + rank * Threads + static_cast<int>(threadIdx.x); i < row.room; i += blocks * Threads)
+        row.out[i] = -1;
+}
+
+__device__ int heldOf(const TopKArgs& a, std::int64_t row) { return max(0, min(a.counts[row], static_cast<int>(a.capacity))); }
 
 // Grid (blocks, rows · pieces); without candidates pieces is 1 and the row's own indices are written.
-template <int Blocks>
-__global__ void __launch_bounds__(Threads, 1) top_k_kernel(const TopKArgs a, std::int32_t* candidates, int pieces, int cachedSteps) {
+template <int Blocks, bool Resident>
+__global__ void __launch_bounds__(Threads, 1) top_k_kernel(const TopKArgs a, std::int32_t* candidates, int pieces) {
+    __shared__ __align__(16) Shared shared;
+    prepare<Blocks>(shared);
     const std::int64_t row = blockIdx.y / pieces, offset = blockIdx.y % pieces * Piece;
-    int n = held(a, row);
+    int n = heldOf(a, row);
     if (candidates) n = max(0, min(n - static_cast<int>(offset), static_cast<int>(Piece)));
     std::int32_t* out = candidates ? candidates + blockIdx.y * a.k : a.out + row * a.k;
-    selectTop<Blocks>(
-        {a.scores + row * a.row + offset, nullptr, n, min(static_cast<int>(a.k), n), static_cast<int>(offset), out, static_cast<int>(a.k)},
-        cachedSteps);
+    const Row r{a.scores + row * a.row + offset, nullptr, n, min(static_cast<int>(a.k), n), static_cast<int>(offset), out, static_cast<int>(a.k)};
+    fillRest(r, Cluster<Blocks>::rank(), Blocks);
+    if (r.want > 0) selectTop<Blocks, Resident>(r, shared);
 }
 
-template <int Blocks>
-__global__ void __launch_bounds__(Threads, 1)
-    top_k_of_pieces_kernel(const TopKArgs a, const std::int32_t* candidates, int pieces, int cachedSteps) {
+template <int Blocks, bool Resident>
+__global__ void __launch_bounds__(Threads, 1) top_k_of_pieces_kernel(const TopKArgs a, const std::int32_t* candidates, int pieces) {
+    __shared__ __align__(16) Shared shared;
+    prepare<Blocks>(shared);
     const std::int64_t row = blockIdx.y, all = pieces * a.k;
-    selectTop<Blocks>({a.scores + row * a.row, candidates + row * all, static_cast<int>(all), min(static_cast<int>(a.k), held(a, row)), 0,
-                       a.out + row * a.k, static_cast<int>(a.k)},
-                      cachedSteps);
+    const Row r{a.scores + row * a.row, candidates + row * all, static_cast<int>(all), min(static_cast<int>(a.k), heldOf(a, row)), 0,
+                a.out + row * a.k,
+                static_cast<int>(a.k)};
+    fillRest(r, Cluster<Blocks>::rank(), Blocks);
+    if (r.want > 0) selectTop<Blocks, Resident>(r, shared);
 }
 
 int piecesOf(const TopKArgs& args) {
@@ -246,31 +383,19 @@ int piecesOf(const TopKArgs& args) {
 }
 
 template <class Kernel, class Candidates>
-cudaError_t launch(Kernel* one, Kernel* several, int clusterBlocks, std::int64_t elements, std::int64_t rows, const TopKArgs& args,
-                   Candidates candidates, int pieces, const CudaDevice& device, cudaStream_t stream) {
-    const bool cluster = device.clusters && elements > ShortRow;
-    const int blocks = cluster ? clusterBlocks : 1;
-    Kernel* kernel = cluster ? several : one;
-    const std::int64_t steps = (elements + blocks * Warps * Step - 1) / (blocks * Warps * Step),
-                       room = (device.sharedPerBlock - 4 * Bins * 4 - 1024) / (Warps * Step * 4);
-    const int cached = static_cast<int>(std::max<std::int64_t>(0, std::min(steps, room))), bytes = cached * Warps * Step * 4;
-    if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes); error != cudaSuccess)
-        return error;
-    if (blocks > 8)
-        if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1); error != cudaSuccess)
-            return error;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows));
-    config.blockDim = dim3(Threads);
-    config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
-    config.stream = stream;
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = static_cast<unsigned>(blocks), attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    config.attrs = &attribute;
-    config.numAttrs = cluster ? 1 : 0;
-    return cudaLaunchKernelEx(&config, kernel, args, candidates, pieces, cached);
+cudaError_t launch(Kernel* kernel, int blocks, std::int64_t rows, const TopKArgs& args, Candidates candidates, int pieces, cudaStream_t stream) {
+    cudaLaunchAttribute attributes[2];
+    const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(rows));
+    cudaLaunchConfig_t config = overlapping(grid, dim3(Threads), 0, stream, attributes[0]);
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = static_cast<unsigned>(blocks), attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+    config.numAttrs = blocks > 1 ? 2 : 1;
+    return cudaLaunchKernelEx(&config, kernel, args, candidates, pieces);
 }
+
+// Of a row of `elements`.
+template <int Blocks>
+bool resident(std::int64_t elements) { return elements <= static_cast<std::int64_t>(Blocks) * Threads * 4 * HeldSteps; }
 
 } // namespace
 
@@ -279,23 +404,29 @@ std::int64_t topKCandidates(const TopKArgs& args, const CudaDevice&) {
     return pieces > 1 ? args.rows * pieces * args.k : 0;
 }
 
-#ifndef CLUSTER
-#define CLUSTER 8
-#endif
 cudaError_t launchTopK(const TopKArgs& args, const TopKScratch& scratch, const CudaDevice& device, cudaStream_t stream) {
     if (args.rows == 0 || args.k == 0) return cudaSuccess;
     const int pieces = piecesOf(args);
-    if (pieces == 1) {
-        std::int32_t* none = nullptr;
-        return launch(top_k_kernel<1>, top_k_kernel<CLUSTER>, CLUSTER, args.capacity, args.rows, args, none, 1, device, stream);
-    }
-    if (const cudaError_t error =
-            launch(top_k_kernel<1>, top_k_kernel<8>, 8, Piece, args.rows * pieces, args, scratch.candidates, pieces, device, stream);
-        error != cudaSuccess)
-        return error;
-    const std::int32_t* candidates = scratch.candidates;
-    return launch(top_k_of_pieces_kernel<1>, top_k_of_pieces_kernel<8>, 8, pieces * args.k, args.rows, args, candidates, pieces, device,
-                  stream);
+    const std::int64_t part = pieces > 1 ? Piece : args.capacity, parts = args.rows * pieces, all = pieces * args.k;
+    std::int32_t* to = pieces > 1 ? scratch.candidates : nullptr;
+    const auto several = [&](auto blocks) {
+        constexpr int Blocks = decltype(blocks)::value;
+        return launch(resident<Blocks>(part) ? top_k_kernel<Blocks, true> : top_k_kernel<Blocks, false>, Blocks, parts, args, to, pieces, stream);
+    };
+    cudaError_t error;
+    if (!device.clusters || part <= ShortRow)
+        error = several(std::integral_constant<int, 1>{});
+    else
+        error = several(std::integral_constant<int, ClusterBlocks>{});
+    if (error != cudaSuccess || pieces == 1) return error;
+    const std::int32_t* from = scratch.candidates;
+    const auto best = [&](auto blocks) {
+        constexpr int Blocks = decltype(blocks)::value;
+        return launch(resident<Blocks>(all) ? top_k_of_pieces_kernel<Blocks, true> : top_k_of_pieces_kernel<Blocks, false>, Blocks, args.rows,
+                      args, from, pieces, stream);
+    };
+    if (!device.clusters || all <= ShortRow) return best(std::integral_constant<int, 1>{});
+    return best(std::integral_constant<int, ClusterBlocks>{});
 }
 
 } // namespace keepsight::cuda

@@ -363,9 +363,9 @@ void checkChanges() {
 void checkTopK() {
     const auto options = at::TensorOptions().dtype(at::kFloat);
     for (const int capacity : {1, 31, 33, 4097, 16385, 131072, 300001})
-        for (const int k : {0, 1, 7, 2048, 20000})
-            for (const char* kind : {"normal", "few values", "special", "votes"}) {
-                if (k > 2048 && capacity == 1) continue;
+        for (const int k : {0, 1, 7, 2048, 20000, 90000})
+            for (const char* kind : {"normal", "few values", "special", "votes", "constant", "narrow"}) {
+                if (k > 2048 && (capacity == 1 || k > capacity)) continue;
                 at::manual_seed(capacity + k);
                 const std::string what = std::string("top_k ") + kind + " " + std::to_string(k) + " of " + std::to_string(capacity);
                 at::Tensor x = at::randn({4, capacity}, options);
@@ -373,6 +373,8 @@ void checkTopK() {
                 if (kind[0] == 's') // NaN, infinities, both zeros
                     x = at::where(x > 1, at::full_like(x, NAN), at::where(x > 0.5, at::full_like(x, -INFINITY), at::where(x > 0, at::full_like(x, -0.0), at::where(x > -2, at::zeros_like(x), at::full_like(x, INFINITY)))));
                 if (kind[0] == 'v') x = at::softmax(x * 6, 1);
+                if (kind[0] == 'c') x.fill_(0.25);
+                if (kind[0] == 'n' && kind[1] == 'a') x = x * 0.02 + 1.05; // first digits equal
                 const at::Tensor counts = at::tensor({capacity, capacity / 2, 0, std::min(capacity, 3)}, at::kInt);
                 const at::Tensor found = ops::top_k(gpu(x), gpu(counts), k);
                 expectSame(what.c_str(), found, ops::top_k(x, counts, k));
