@@ -51,9 +51,8 @@ public:
     // keys, values [kvHeads, S, headDim] (keys before RoPE if plainKeys()); positions [S] ascending, above all held ones.
     void append(LayerIndex layer, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& positions);
     // The same for one token as it comes out of the projection, qkv [1, (queryHeads + 2·kvHeads)·headDim] before RoPE: returns its queries
-    // [queryHeads, 1, headDim] after RoPE. Only where fusesAppend(), with a place reserved.
+    // [queryHeads, 1, headDim] after RoPE. Frequencies of 0 leave both as they are (plainKeys()). Not for quantized caches.
     at::Tensor ropeAppend(LayerIndex layer, const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies);
-    bool fusesAppend() const { return !m_quantizer && !plainKeys(); }
     void countReplayed();                                       // a recorded pass appended an entry to every layer: only the device knows so far
     // Without the host: every head above limits[0] (keep, its value) loses its lowest scored entry, see ops::drop_lowest; at most one, so no head may
     // be further above. limits [3] int32 on the device. Returns the positions that went [kvHeads] int32, −1: none.

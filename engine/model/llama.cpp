@@ -107,7 +107,7 @@ private:
     at::ScalarType m_dtype;
     at::Device m_device;
     bool m_gguf;
-    at::Tensor m_inverse, m_finalNorm;
+    at::Tensor m_inverse, m_still, m_finalNorm; // still: frequencies of 0, which turn nothing
     Matrix m_embedding, m_head; // m_head unset when tied
     std::vector<Layer> m_layers;
 };
@@ -168,6 +168,7 @@ void Llama::load() {
     if (m_file->format() == "random") at::manual_seed(0);
     const std::int64_t qRows = static_cast<std::int64_t>(c.queryHeads) * c.headDim, kvRows = static_cast<std::int64_t>(c.kvHeads) * c.headDim;
     m_inverse = ropeInverseFrequencies(c).to(m_device);
+    m_still = at::zeros_like(m_inverse);
     m_embedding = matrix(m_gguf ? "token_embd.weight" : "model.embed_tokens.weight", c.vocab, c.hidden);
     if (!c.tiedEmbeddings) m_head = matrix(m_gguf ? "output.weight" : "lm_head.weight", c.vocab, c.hidden);
     m_finalNorm = vector(m_gguf ? "output_norm.weight" : "model.norm.weight", c.hidden, at::kFloat);
@@ -290,8 +291,9 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
     const at::Tensor qkv = projected.view({count, c.queryHeads + 2 * c.kvHeads, c.headDim}).transpose(0, 1);
     const at::Tensor plain = qkv.narrow(0, 0, c.queryHeads), v = qkv.narrow(0, c.queryHeads + c.kvHeads, c.kvHeads);
     at::Tensor q; // [queryHeads, S, D] after RoPE
-    if (count == 1 && !m_device.is_cpu() && stored.kvHeads == c.kvHeads && cache.fusesAppend()) {
-        q = cache.ropeAppend(index, projected, positions, m_inverse);
+    if (count == 1 && !m_device.is_cpu() && stored.kvHeads == c.kvHeads && !cache.quantized()) {
+        const at::Tensor turned = cache.ropeAppend(index, projected, positions, cache.plainKeys() ? m_still : m_inverse);
+        if (!cache.plainKeys()) q = turned;
     } else if (!cache.plainKeys()) {
         const at::Tensor rotated = ops::rope(qkv.narrow(0, 0, c.queryHeads + c.kvHeads), positions, m_inverse);
         q = rotated.narrow(0, 0, c.queryHeads);

@@ -22,9 +22,11 @@ namespace {
 
 struct LastSelection final : LayerMemory { // where the cache is; tensors stay the same from call to call, so that recorded steps find them
     at::Tensor query;   // [queryHeads · headDim] fp32, of length 1
-    at::Tensor votes;   // [C] fp32
+    at::Tensor votes;   // [C] fp32; where sets may serve again
     at::Tensor entries; // [init + topK + local] int32: 0 …, the chosen ones, the newest
-    at::Tensor steps;   // [local] int32: 0 …
+    at::Tensor behind;  // [local] int32: local …, where queries are turned to
+    at::Tensor before;  // [local] int32: −local … −1
+    at::Tensor zero;    // [1] int32: 0, the age of a set just made
     at::Tensor seen;    // [1] int32: tokens seen when it was made
     std::int64_t init = -1, local = -1, topK = -1;
 };
@@ -57,13 +59,12 @@ public:
         const std::int64_t local = std::max<std::int64_t>(shares.local, place.fresh);
         auto& last = static_cast<LastSelection&>(*memory);
         prepare(last, shares, local, view);
-        const at::Tensor behind = last.steps.narrow(0, 0, place.fresh) + static_cast<std::int32_t>(shares.local);
-        at::Tensor query = ops::rope(view.queries, behind, view.inverseFrequencies).to(at::kFloat); // [queryHeads, S, D]
+        at::Tensor query = ops::rope(view.queries, last.behind.narrow(0, 0, place.fresh), view.inverseFrequencies).to(at::kFloat); // [queryHeads, S, D]
         query = place.fresh == 1 ? query.squeeze(1) : query.mean(1);
-        const at::Tensor seen = view.queryPositions.narrow(0, place.fresh - 1, 1) + 1;
         // Whether the last set serves again is found out where the queries are. If it does there are no candidates, and nothing to be read.
-        at::Tensor now, again, lengths = view.entries.lengths;
-        if (m_theta <= 1) {
+        at::Tensor now, again, seen, lengths = view.entries.lengths;
+        if (servesAgain()) {
+            seen = view.queryPositions.narrow(0, place.fresh - 1, 1) + 1;
             now = query.view({-1}) / query.norm().clamp_min(1e-12);
             again = (at::dot(now, last.query) >= m_theta).logical_and(seen - last.seen < shares.local); // [1]
             lengths = lengths.masked_fill(again, 0);
@@ -79,12 +80,10 @@ public:
             at::where_out(last.query, again, last.query, now);
             at::where_out(last.seen, again, last.seen, seen);
         } else {
-            last.votes.copy_(vote);
             at::add_out(chosen, best, at::Scalar(shares.init));
-            last.seen.copy_(seen);
         }
-        at::add_out(newest, last.steps.narrow(0, 0, local), view.entries.lengths.narrow(0, 0, 1) - static_cast<std::int32_t>(local));
-        return Attended{last.entries, last.votes, {shares.init, static_cast<int>(local)}, seen - last.seen};
+        at::add_out(newest, last.before, view.entries.lengths.narrow(0, 0, 1));
+        return Attended{last.entries, again.defined() ? last.votes : vote, {shares.init, static_cast<int>(local)}, again.defined() ? seen - last.seen : last.zero};
     }
 
 private:
@@ -107,12 +106,13 @@ private:
         return s;
     }
 
+    bool servesAgain() const { return m_theta <= 1; }
     static bool attendsToAll(const Shares& s, const Place& place) {
         return s.init + s.topK + std::max<std::int64_t>(s.local, place.fresh) >= place.held;
     }
 
     // Other shares, or none yet: the last set does not serve.
-    static void prepare(LastSelection& last, const Shares& shares, std::int64_t local, const LayerView& view) {
+    void prepare(LastSelection& last, const Shares& shares, std::int64_t local, const LayerView& view) const {
         const auto ints = view.entries.positions.options();
         const auto floats = ints.dtype(at::kFloat);
         const bool same = last.init == shares.init && last.topK == shares.topK && last.local == shares.local;
@@ -127,9 +127,11 @@ private:
             entries.narrow(0, 0, shares.init).copy_(at::arange(shares.init, ints));
             if (same) entries.narrow(0, shares.init, shares.topK).copy_(last.entries.narrow(0, shares.init, shares.topK));
             last.entries = entries;
-            last.steps = at::arange(std::max<std::int64_t>(local, shares.local), ints);
+            last.behind = at::arange(shares.local, shares.local + local, ints);
+            last.before = at::arange(-local, 0, ints);
+            last.zero = at::zeros({1}, ints);
         }
-        if (!last.votes.defined() || last.votes.size(0) != view.entries.capacity()) {
+        if (servesAgain() && (!last.votes.defined() || last.votes.size(0) != view.entries.capacity())) {
             at::Tensor votes = at::zeros({view.entries.capacity()}, floats);
             if (last.votes.defined()) votes.narrow(0, 0, last.votes.size(0)).copy_(last.votes);
             last.votes = votes;

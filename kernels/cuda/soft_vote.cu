@@ -4,6 +4,7 @@
 // in fp32 as [walk, candidate, width] with the heads of a walk side by side; each block leaves (max, sum) of its slices of a walk. Its
 // blocks take equal shares of all heads (flatten.cuh). Second kernel: the slices are put together in their order to one log-sum-exp a head,
 // then every candidate's vote is summed up, heads in their order: runs repeat bit for bit.
+#include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/tile.cuh"
 
 #include <algorithm>
@@ -29,6 +30,8 @@ std::size_t sharedBytes(int warps, int kvHeads, int walks) {
 
 template <class T, int Dim>
 __global__ void __launch_bounds__(MaxWarps * 32, 1) vote_scores_kernel(const SoftVoteArgs a, const SoftVoteScratch s) {
+    letLaterKernelsStart(); // they wait for the end before they read the scores
+    waitForEarlierKernels();
     extern __shared__ __align__(128) char shared[];
     using Scores = VoteScores<T, Dim>;
     using KeyTile = Tile<T, Dim>;
@@ -152,6 +155,8 @@ __device__ float voteOf(const float* scores, const float* logSums) {
 
 template <int Width>
 __global__ void __launch_bounds__(VoteThreads) vote_kernel(const SoftVoteArgs a, const SoftVoteScratch s, int grid, int warps) {
+    letLaterKernelsStart();
+    waitForEarlierKernels();
     extern __shared__ __align__(16) float logSums[]; // [walks, 8]
     const int group = static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads), parts = (group + TileHeads - 1) / TileHeads,
               walks = static_cast<int>(a.kvHeads) * parts;
@@ -207,13 +212,15 @@ cudaError_t launch(const SoftVoteArgs& args, const SoftVoteScratch& s, const Cud
     if (const cudaError_t error = cudaFuncSetAttribute(scores, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
         error != cudaSuccess)
         return error;
-    scores<<<static_cast<unsigned>(blocks), static_cast<unsigned>(warps * 32), bytes, stream>>>(args, s);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    cudaLaunchAttribute early;
+    const cudaLaunchConfig_t first =
+        overlapping(dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(warps * 32)), bytes, stream, early);
+    if (const cudaError_t error = cudaLaunchKernelEx(&first, scores, args, s); error != cudaSuccess) return error;
     const auto vote = s.width == 1 ? vote_kernel<1> : s.width == 2 ? vote_kernel<2> : s.width == 4 ? vote_kernel<4> : vote_kernel<8>;
     const std::int64_t wanted = (args.capacity + VoteThreads - 1) / VoteThreads;
-    vote<<<static_cast<unsigned>(std::min<std::int64_t>(wanted, 8 * device.multiprocessors)), VoteThreads,
-           sizeof(float) * static_cast<std::size_t>(walks * (TileHeads + 1)), stream>>>(args, s, blocks, warps);
-    return cudaGetLastError();
+    const cudaLaunchConfig_t second = overlapping(dim3(static_cast<unsigned>(std::min<std::int64_t>(wanted, 8 * device.multiprocessors))), dim3(VoteThreads),
+                                                  sizeof(float) * static_cast<std::size_t>(walks * (TileHeads + 1)), stream, early);
+    return cudaLaunchKernelEx(&second, vote, args, s, blocks, warps);
 }
 
 } // namespace
