@@ -7,9 +7,10 @@
 
 namespace keepsight::cuda {
 
-// bf16 and fp16, width a multiple of 8, weight and x on 16-byte addresses; others: cudaErrorNotSupported.
-bool takesMatvec(const MatvecArgs& args, CudaElement element);
-cudaError_t launchMatvec(const MatvecArgs& args, CudaElement element, cudaStream_t stream);
+// bf16 and fp16, width a multiple of 8 whose x leaves room for three steps of weights in a block's shared memory, weight, x and norm on 16-byte
+// addresses; others: cudaErrorNotSupported.
+bool takesMatvec(const MatvecArgs& args, CudaElement element, const CudaDevice& device);
+cudaError_t launchMatvec(const MatvecArgs& args, CudaElement element, const CudaDevice& device, cudaStream_t stream);
 cudaError_t launchRopeAppend(const RopeAppendArgs& args, CudaElement element, cudaStream_t stream);
 cudaError_t launchBinRow(const BinRowArgs& args, cudaStream_t stream);
 

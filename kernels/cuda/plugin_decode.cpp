@@ -30,8 +30,9 @@ at::Tensor matvec(const at::Tensor& input, const at::Tensor& weight, const Optio
     a.rows = rows;
     a.width = x.size(1);
     a.gated = gated;
-    if (dense && takesMatvec(a, elementOf(x))) {
-        check(launchMatvec(a, elementOf(x), stream()), "matvec");
+    const CudaDevice& device = deviceOf(x);
+    if (dense && takesMatvec(a, elementOf(x), device)) {
+        check(launchMatvec(a, elementOf(x), device, stream()), "matvec");
         return y;
     }
     return composite<decltype(matvec)>("matvec", x, weight, bias, norm, residual, eps, gated);

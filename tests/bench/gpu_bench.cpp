@@ -20,6 +20,7 @@
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 namespace {
 
@@ -196,12 +197,17 @@ void drop(Bench& bench) {
     }
 }
 
-void matvec(Bench& bench) {
-    for (const auto& [rows, width, gated] : {std::tuple<int64_t, int64_t, bool>{6144, 4096, false}, {4096, 4096, false}, {28672, 4096, true}, {4096, 14336, false}, {128256, 4096, false}}) {
-        const at::Tensor x = at::randn({1, width}, on(at::kBFloat16)), w = at::randn({rows, width}, on(at::kBFloat16)), norm = at::ones({width}, on(at::kFloat));
-        const ops::MatvecOptions options{.norm = norm, .eps = 1e-5, .gated = gated};
-        bench.row("matvec " + std::to_string(rows) + " × " + std::to_string(width) + " with norm" + (gated ? " and gate" : "") + "; peer: cuBLAS, the product alone",
-                  static_cast<double>(w.nbytes()), [&] { ops::matvec(x, w, options); }, {[&] { at::linear(x, w); }});
+void matvec(Bench& bench) { // a layer's four products and the head, each with what goes with it
+    using Case = std::tuple<int64_t, int64_t, const char*>;
+    for (const auto& [rows, width, with] : {Case{6144, 4096, "norm"}, {4096, 4096, "residual"}, {28672, 4096, "norm and gate"}, {4096, 14336, "residual"}, {128256, 4096, "norm"}}) {
+        const at::Tensor x = at::randn({1, width}, on(at::kBFloat16)), w = at::randn({rows, width}, on(at::kBFloat16));
+        ops::MatvecOptions options{.eps = 1e-5, .gated = std::string_view(with).ends_with("gate")};
+        if (std::string_view(with).starts_with("norm"))
+            options.norm = at::ones({width}, on(at::kFloat));
+        else
+            options.residual = at::randn({1, rows}, on(at::kBFloat16));
+        bench.row("matvec " + std::to_string(rows) + " × " + std::to_string(width) + " with " + with + "; peer: cuBLAS, the product alone", static_cast<double>(w.nbytes()),
+                  [&] { ops::matvec(x, w, options); }, {[&] { at::linear(x, w); }});
     }
 }
 

@@ -492,6 +492,57 @@ void checkAllPacked() {
                     for (const bool byChannel : {false, true}) checkPacked(3, entries, dim, bits, group, byChannel, byChannel && bits < 8, type);
 }
 
+// Attention of one query over entries that are codes but for some at the beginning and the end, of each head and side at places of its own.
+void checkPackedAttention(int heads, int group, int dim, int entries, int bits, int shared, bool byChannel, at::ScalarType type) {
+    const std::string name = "packed attention heads " + std::to_string(heads) + "×" + std::to_string(group) + " dim " + std::to_string(dim) + " entries " + std::to_string(entries) + ", " +
+                             std::to_string(bits) + " bits, groups of " + std::to_string(shared) + (byChannel ? " by channel " : " ") + c10::toString(type);
+    at::manual_seed(entries + dim + bits);
+    const at::ScalarType reference = type == at::kHalf ? at::kFloat : type; // the CPU has no fp16
+    at::Tensor lengths = at::empty({heads}, at::kInt);
+    for (int h = 0; h < heads; ++h) lengths[h].fill_(h % 3 == 1 ? 0 : entries - h * entries / (2 * heads));
+    const auto side = [&](bool channels, int first, int tail) {
+        ops::PackedSide s;
+        const int64_t rows = channels ? (entries + shared - 1) / shared : entries, groups = channels ? dim : dim / shared;
+        s.first = at::randn({heads, first + 1, dim}).to(type), s.tail = at::randn({heads, tail + 1, dim}).to(type);
+        s.codes = ops::pack_codes(at::randint(0, 1 << bits, {heads, entries, dim}).to(at::kByte), bits);
+        s.bits = bits, s.groupTokens = channels ? shared : 1;
+        s.scale = (at::rand({heads, rows, groups}) * (2.0 / (1 << bits))).to(at::kHalf), s.zero = at::randn({heads, rows, groups}).to(at::kHalf);
+        const at::Tensor begin = lengths.clamp_max(first), end = (lengths - begin).clamp_max(tail);
+        s.counts = at::stack({begin, lengths - begin - end, end});
+        return s;
+    };
+    const ops::PackedSide keys = side(byChannel, 3, 50), values = side(false, 5, 17);
+    const at::Tensor q = at::randn({heads * group, 1, dim}).to(type), positions = at::arange(entries, at::kInt).expand({heads, entries}).contiguous(), now = at::full({1}, entries, at::kInt);
+    const auto run = [&](at::Device device, at::ScalarType as) {
+        const auto there = [&](ops::PackedSide s) {
+            s.first = s.first.to(device, as), s.tail = s.tail.to(device, as), s.codes = s.codes.to(device), s.scale = s.scale.to(device), s.zero = s.zero.to(device), s.counts = s.counts.to(device);
+            return s;
+        };
+        ops::AttentionStats stats;
+        stats.columnSum = at::zeros({heads * group, entries}, device), stats.lastRows = at::zeros({heads * group, 1, entries}, device);
+        const auto attend = [&](ops::AttentionStats* s) {
+            return ops::packed_attention(q.to(device, as), there(keys), there(values), positions.to(device), lengths.to(device), now.to(device), 0.1, s);
+        };
+        return std::tuple(attend(nullptr), attend(&stats), stats.columnSum, stats.lastRows);
+    };
+    const auto [plain, out, sums, rows] = run(at::kCUDA, type);
+    const auto [_, expected, expectedSums, expectedRows] = run(at::kCPU, reference);
+    expectClose(name.c_str(), out, expected, 2e-2);
+    expectClose((name + ", column sums").c_str(), sums, expectedSums, 2e-2);
+    expectClose((name + ", last rows").c_str(), rows, expectedRows, 2e-2);
+    expectSame((name + ", with statistics and without").c_str(), plain, out.cpu());
+}
+
+void checkPackedAttentions() {
+    for (const at::ScalarType type : {at::kBFloat16, at::kHalf})
+        for (const int dim : {64, 128})
+            for (const int bits : {2, 4, 8})
+                for (const int entries : {1, 31, 33, 130, 4097})
+                    for (const bool byChannel : {false, true})
+                        for (const int shared : {32, 64}) checkPackedAttention(3, shared == 32 ? 4 : 9, dim, entries, bits, shared, byChannel, type);
+    checkPackedAttention(40, 2, 128, 400, 4, 32, true, at::kBFloat16), checkPackedAttention(8, 4, 128, 30000, 2, 64, false, at::kBFloat16);
+}
+
 void checkDrops() {
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16})
         for (const int dim : {30, 64, 80, 128, 256})
@@ -516,6 +567,7 @@ int main(int argc, char** argv) {
             checkChange(4, 128, 700, type, true, false), checkChange(12, 80, 5000, type, false, true), checkPromptChange(2, 128, 300, 300, 7, type, false), checkPromptChange(3, 64, 500, 77, 0, type, false);
             checkPacked(3, 33, 80, 4, 16, false, false, type), checkPacked(3, 33, 33, 3, 11, true, true, type);
             checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
+            for (const int bits : {2, 4, 8}) checkPackedAttention(3, 4, 128, 333, bits, 32, bits < 8, type);
         }
         const at::Tensor scores = at::floor(at::randn({2, 140000}) * 100), few = at::tensor({140000, 20000}, at::kInt);
         expectSame("top_k", ops::top_k(gpu(scores), gpu(few), 64), ops::top_k(scores, few, 64));
@@ -533,6 +585,7 @@ int main(int argc, char** argv) {
         checkVotes();
         checkDrops();
         checkAllPacked();
+        checkPackedAttentions();
     }
     std::printf("%d checks, %d failed\n", checks, failures);
     return failures ? 1 : 0;

@@ -236,7 +236,7 @@ int main(int argc, char** argv) {
     }
     at::manual_seed(1);
     if (argc > 1 && std::string_view(argv[1]) == "--quick") { // for compute-sanitizer
-        checkMatvec(at::kBFloat16, 33, 64), checkRopeAppend(at::kBFloat16, 3, 3, 80), checkCausal(at::kBFloat16, 2, 4, 64, 33, 70);
+        checkMatvec(at::kBFloat16, 33, 64), checkMatvec(at::kBFloat16, 18002, 104), checkMatvec(at::kBFloat16, 6, 80000), checkRopeAppend(at::kBFloat16, 3, 3, 80), checkCausal(at::kBFloat16, 2, 4, 64, 33, 70);
         checkSums(at::kBFloat16, 2, 4, 64, 130, 200, 16);
         checkGraph("snapkv:window=8", true);
         checkQuantized("full", "kivi:bits=4,residual=32", true);
@@ -245,7 +245,7 @@ int main(int argc, char** argv) {
         return failures ? 1 : 0;
     }
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
-        for (const auto& [rows, width] : {std::pair(1, 8), {2, 64}, {7, 576}, {30, 1000}, {33, 12}, {960, 576}, {6144, 4096}, {4096, 14336}}) checkMatvec(type, rows, width);
+        for (const auto& [rows, width] : {std::pair(1, 8), {2, 64}, {7, 576}, {30, 1000}, {33, 12}, {960, 576}, {36002, 576}, {40000, 64}, {6, 80000}, {6144, 4096}, {4096, 14336}}) checkMatvec(type, rows, width);
         for (const int dim : {64, 80, 96, 128, 256}) checkRopeAppend(type, 3, 3, dim), checkRopeAppend(type, 1, 8, dim);
         for (const int dim : {64, 80, 128})
             for (const auto& [count, held] : {std::pair(2, 2), {33, 33}, {33, 34}, {130, 500}, {1, 70}}) checkCausal(type, 2, 4, dim, count, held), checkCausal(type, 3, 1, dim, count, held);
