@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 namespace keepsight {
@@ -63,11 +64,23 @@ void checkEvictable(const CacheLayer& layer) {
     if (layer.ragged()) throw EngineError("cache: a branch that was made for no further evictions was asked to evict");
 }
 
-// Rows that all heads are shown, as operators on [heads, entries, …] take them.
-at::Tensor shown(const at::Tensor& rows, std::size_t heads) {
-    std::vector<std::int64_t> sizes = rows.sizes().vec();
-    sizes.insert(sizes.begin(), static_cast<std::int64_t>(heads));
-    return rows.unsqueeze(0).expand(sizes);
+// Where new entries go, as operators on [heads, entries, …] take it: behind the first behind[h] rows that head h is shown; all rows, of a ragged layer.
+struct Target {
+    at::Tensor keys, values, positions, behind;
+};
+
+Target targetOf(const CacheLayer& l) {
+    if (!l.ragged()) return {l.keys, l.values, l.positions, l.lengths};
+    const auto heads = static_cast<std::int64_t>(l.held.size());
+    return {l.keys.unsqueeze(0).expand({heads, -1, -1}), l.values.unsqueeze(0).expand({heads, -1, -1}), l.positions.unsqueeze(0).expand({heads, -1}), l.ends};
+}
+
+// Entries that every head has room for.
+std::int64_t roomOf(const CacheLayer& l) {
+    if (!l.ragged()) return l.capacity() - l.maxHeld();
+    std::int32_t least = std::numeric_limits<std::int32_t>::max();
+    for (std::size_t h = 0; h < l.held.size(); ++h) least = std::min(least, l.begins[h + 1] - l.begins[h] - l.held[h]);
+    return least;
 }
 
 std::int64_t bytesOf(const CacheLayer& layer) {
@@ -141,12 +154,7 @@ std::int64_t CacheLayer::capacity() const {
     return most;
 }
 
-bool CacheLayer::hasRoom() const {
-    if (!ragged()) return maxHeld() < capacity();
-    for (std::size_t h = 0; h < held.size(); ++h)
-        if (held[h] >= begins[h + 1] - begins[h]) return false;
-    return true;
-}
+bool CacheLayer::hasRoom() const { return roomOf(*this) > 0; }
 
 std::vector<std::vector<std::int32_t>> CacheLayer::heldPositions() const {
     const at::Tensor all = positions.to(at::kCPU).contiguous();
@@ -158,7 +166,7 @@ std::vector<std::vector<std::int32_t>> CacheLayer::heldPositions() const {
     return out;
 }
 
-// `layer` becomes ragged: head h holds the entries kept[h] of `from` (null: all it holds), with `room` for as many more.
+// `to` becomes ragged: head h holds the entries kept[h] of `from` (null: all it holds), with `room` for as many more.
 void KvCache::layOut(CacheLayer& to, const CacheLayer& from, const std::vector<std::vector<std::int32_t>>* kept, std::int64_t room) const {
     const std::size_t heads = from.held.size();
     std::vector<std::int32_t> begins{0}, starts, held;
@@ -189,9 +197,7 @@ void KvCache::reserve(LayerIndex index, std::int64_t entries) {
     CacheLayer& l = layer(index);
     if (l.ragged()) {
         const std::int64_t more = entries - l.maxHeld();
-        bool fits = true;
-        for (std::size_t h = 0; h < l.held.size(); ++h) fits = fits && l.held[h] + more <= l.begins[h + 1] - l.begins[h];
-        if (fits) return;
+        if (more <= roomOf(l)) return;
         ++m_layout;
         m_peak = std::max(m_peak, stats().allocatedBytes + bytesOf(l)); // for a while it is there twice
         layOut(l, l, nullptr, std::max(more, raggedRoom(l.total(), m_headroom, l.held.size())));
@@ -215,18 +221,15 @@ void KvCache::append(LayerIndex index, const at::Tensor& keys, const at::Tensor&
         reserve(index, needed);
     else if (needed > l.capacity())
         reserve(index, needed + needed / 8); // amortised growth
-    const at::Tensor& behind = l.ragged() ? l.ends : l.lengths;
-    const auto entries = [&](const at::Tensor& x) { return l.ragged() ? shown(x, l.held.size()) : x; };
+    Target to = targetOf(l);
     if (m_quantizer) {
         l.storedKeys->append(keys);
         l.storedValues->append(values);
     } else {
-        at::Tensor toKeys = entries(l.keys), toValues = entries(l.values);
-        ops::append_entries(toKeys, keys, behind);
-        ops::append_entries(toValues, values, behind);
+        ops::append_entries(to.keys, keys, to.behind);
+        ops::append_entries(to.values, values, to.behind);
     }
-    at::Tensor toPositions = entries(l.positions);
-    ops::append_entries(toPositions, positions.unsqueeze(0).expand({m_config.kvHeads, count}).contiguous(), behind);
+    ops::append_entries(to.positions, positions.unsqueeze(0).expand({m_config.kvHeads, count}).contiguous(), to.behind);
     startAtZero(l, count);
     l.lengths.add_(static_cast<std::int32_t>(count));
     if (l.ragged()) l.ends.add_(static_cast<std::int32_t>(count));
@@ -236,15 +239,10 @@ void KvCache::append(LayerIndex index, const at::Tensor& keys, const at::Tensor&
 at::Tensor KvCache::ropeAppend(LayerIndex index, const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies) {
     CacheLayer& l = layer(index);
     if (!l.hasRoom()) reserve(index, l.maxHeld() + 1 + (l.ragged() ? 0 : l.maxHeld() / 8));
-    at::Tensor q;
-    if (l.ragged()) {
-        at::Tensor keys = shown(l.keys, l.held.size()), values = shown(l.values, l.held.size()), positions = shown(l.positions, l.held.size());
-        q = ops::rope_append(qkv, position, inverseFrequencies, keys, values, positions, l.ends);
-        l.lengths.add_(1);
-    } else {
-        startAtZero(l, 1);
-        q = ops::rope_append(qkv, position, inverseFrequencies, l.keys, l.values, l.positions, l.lengths);
-    }
+    startAtZero(l, 1);
+    Target to = targetOf(l);
+    const at::Tensor q = ops::rope_append(qkv, position, inverseFrequencies, to.keys, to.values, to.positions, to.behind);
+    if (l.ragged()) l.lengths.add_(1);
     for (std::int32_t& n : l.held) ++n;
     return q;
 }
