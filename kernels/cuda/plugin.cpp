@@ -122,18 +122,11 @@ at::Tensor attentionOne(const char* operation, const at::Tensor& q, const at::Te
     const OptionalTensor first = starts ? OptionalTensor(starts->contiguous()) : std::nullopt;
     at::Tensor out = at::empty({1, q.size(0) * q.size(2)}, q.options());
     AttentionArgs a;
-    a.q = {query.const_data_ptr(), query.stride(0), query.stride(1)};
+    describeQuery(a, query, k.size(0), capacity, queryPosition, scale);
     a.k = {keys.const_data_ptr(), keys.stride(0), keys.stride(1), first ? first->const_data_ptr<std::int32_t>() : nullptr};
     a.v = {values.const_data_ptr(), values.stride(0), values.stride(1), a.k.starts};
-    a.queryHeads = q.size(0);
-    a.kvHeads = k.size(0);
-    a.queries = 1;
-    a.capacity = capacity;
-    a.dim = q.size(2);
     a.positions = places.const_data_ptr<std::int32_t>();
     a.lengths = held.const_data_ptr<std::int32_t>();
-    a.queryPositions = queryPosition.const_data_ptr<std::int32_t>();
-    a.scale = static_cast<float>(scale);
     a.out = out.mutable_data_ptr();
     decodeOne(operation, a, q, c.columnSum, c.lastRows, c.map, c.bins,
               [&](const DecodeScratch& s, const CudaDevice& device) { return launchDecodeAttention(a, elementOf(q), s, device, stream()); });

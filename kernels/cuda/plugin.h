@@ -117,6 +117,30 @@ struct MapBins {
     std::int64_t rowBegin = 0, row = 1, column = 1;
 };
 
+// What every attention of one query is told of it. Tensors must outlive the launch.
+inline void describeQuery(AttentionArgs& a, const at::Tensor& q, std::int64_t kvHeads, std::int64_t capacity, const at::Tensor& queryPosition, double scale) {
+    a.q = {q.const_data_ptr(), q.stride(0), q.stride(1)};
+    a.queryHeads = q.size(0);
+    a.kvHeads = kvHeads;
+    a.queries = 1;
+    a.capacity = capacity;
+    a.dim = q.size(2);
+    a.queryPositions = queryPosition.const_data_ptr<std::int32_t>();
+    a.scale = static_cast<float>(scale);
+}
+
+// Scratch of such an attention; with scores where statistics are made of them.
+inline void addDecodeScratch(Scratch& scratch, DecodeScratch& s, const AttentionArgs& a, const at::Tensor& q, bool scores) {
+    const std::int64_t walks = walksOf(a.queryHeads, a.kvHeads), slots = decodeBlocks(deviceOf(q)) + walks;
+    scratch.add(s.outputs, slots * 8 * a.dim);
+    scratch.add(s.parts, slots * 8);
+    s.arrived = arrivalCounters(q, walks);
+    if (!scores) return;
+    scratch.add(s.scores, a.queryHeads * a.capacity);
+    scratch.add(s.logSums, a.queryHeads);
+    scratch.add(s.visible, a.kvHeads);
+}
+
 // One query's attention with its statistics, whatever the entries are stored as: launch(scratch, device) runs the kernel on `a`.
 template <class Launch>
 void decodeOne(const char* operation, AttentionArgs& a, const at::Tensor& q, const OptionalTensor& columnSum, const OptionalTensor& lastRows, const OptionalTensor& map,
@@ -128,20 +152,11 @@ void decodeOne(const char* operation, AttentionArgs& a, const at::Tensor& q, con
     else if (map)
         weights = at::empty({a.queryHeads, 1, a.capacity}, q.options().dtype(at::kFloat));
     if (weights.defined()) a.lastRows = weights.mutable_data_ptr<float>(), a.lastCount = 1;
-    const CudaDevice& device = deviceOf(q);
-    const std::int64_t walks = walksOf(a.queryHeads, a.kvHeads), slots = decodeBlocks(device) + walks;
     DecodeScratch s;
     Scratch scratch;
-    scratch.add(s.outputs, slots * 8 * a.dim);
-    scratch.add(s.parts, slots * 8);
-    s.arrived = arrivalCounters(q, walks);
-    if (a.columnSum || a.lastRows) {
-        scratch.add(s.scores, a.queryHeads * a.capacity);
-        scratch.add(s.logSums, a.queryHeads);
-        scratch.add(s.visible, a.kvHeads);
-    }
+    addDecodeScratch(scratch, s, a, q, a.columnSum || a.lastRows);
     scratch.allocate(q);
-    check(launch(s, device), operation);
+    check(launch(s, deviceOf(q)), operation);
     if (!map) return;
     BinRowArgs b;
     b.weights = a.lastRows;

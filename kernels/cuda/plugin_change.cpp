@@ -19,33 +19,19 @@ at::Tensor changeOfOne(const at::Tensor& q, const at::Tensor& k, const at::Tenso
     args.kind = static_cast<int>(kind);
     args.change = change.mutable_data_ptr<float>();
     AttentionArgs& a = args.attention;
-    a.q = {query.const_data_ptr(), query.stride(0), query.stride(1)};
+    describeQuery(a, query, k.size(0), k.size(1), queryPositions, scale);
     a.k = {keys.const_data_ptr(), keys.stride(0), keys.stride(1)};
     a.v = {values.const_data_ptr(), values.stride(0), values.stride(1)};
-    a.queryHeads = q.size(0);
-    a.kvHeads = k.size(0);
-    a.queries = 1;
-    a.capacity = k.size(1);
-    a.dim = q.size(2);
     a.positions = places.const_data_ptr<std::int32_t>();
     a.lengths = held.const_data_ptr<std::int32_t>();
-    a.queryPositions = queryPositions.const_data_ptr<std::int32_t>();
-    a.scale = static_cast<float>(scale);
-    const CudaDevice& device = deviceOf(q);
-    const std::int64_t walks = walksOf(a.queryHeads, a.kvHeads), slots = decodeBlocks(device) + walks;
     DecodeScratch s;
     float* out = nullptr;
     Scratch scratch;
-    scratch.add(s.outputs, slots * 8 * a.dim);
-    scratch.add(s.parts, slots * 8);
-    s.arrived = arrivalCounters(q, walks);
-    scratch.add(s.scores, a.queryHeads * a.capacity);
-    scratch.add(s.logSums, a.queryHeads);
-    scratch.add(s.visible, a.kvHeads);
+    addDecodeScratch(scratch, s, a, q, true);
     scratch.add(out, a.queryHeads * a.dim);
     scratch.allocate(q);
     a.out = out;
-    check(launchOutputChange(args, elementOf(q), s, device, stream()), "output_change");
+    check(launchOutputChange(args, elementOf(q), s, deviceOf(q), stream()), "output_change");
     return change;
 }
 

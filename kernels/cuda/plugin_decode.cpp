@@ -156,16 +156,9 @@ at::Tensor sparseAttention(const at::Tensor& q, const at::Tensor& k, const at::T
     const at::Tensor entries = chosen.contiguous(), inverse = inverseFrequencies.contiguous();
     SparseAttentionArgs args;
     AttentionArgs& a = args.attention;
-    a.q = {q.const_data_ptr(), q.stride(0), q.stride(1)};
+    describeQuery(a, q, k.size(0), entries.size(0), queryPosition, scale);
     a.k = {k.const_data_ptr(), k.stride(0), k.stride(1)};
     a.v = {v.const_data_ptr(), v.stride(0), v.stride(1)};
-    a.queryHeads = q.size(0);
-    a.kvHeads = k.size(0);
-    a.queries = 1;
-    a.capacity = entries.size(0);
-    a.dim = q.size(2);
-    a.queryPositions = queryPosition.const_data_ptr<std::int32_t>();
-    a.scale = static_cast<float>(scale);
     args.chosen = entries.const_data_ptr<std::int32_t>();
     args.positions = positions.const_data_ptr<std::int32_t>();
     args.positionsHead = positions.stride(0);

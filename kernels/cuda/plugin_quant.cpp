@@ -60,16 +60,9 @@ at::Tensor packedAttention(const at::Tensor& q, const ops::PackedTensors& keyTen
     PackedAttentionArgs p;
     p.keys = ops::packedSideArgs(keys), p.values = ops::packedSideArgs(values);
     AttentionArgs& a = p.attention;
-    a.q = {query.const_data_ptr(), query.stride(0), query.stride(1)};
-    a.queryHeads = q.size(0);
-    a.kvHeads = positions.size(0);
-    a.queries = 1;
-    a.capacity = positions.size(1);
-    a.dim = q.size(2);
+    describeQuery(a, query, positions.size(0), positions.size(1), queryPosition, scale);
     a.positions = places.const_data_ptr<std::int32_t>();
     a.lengths = held.const_data_ptr<std::int32_t>();
-    a.queryPositions = queryPosition.const_data_ptr<std::int32_t>();
-    a.scale = static_cast<float>(scale);
     if (!takesPackedAttention(p, elementOf(q)))
         return composite<decltype(packedAttention)>("packed_attention", q, keyTensors, keyBits, keyGroupTokens, valueTensors, valueBits, valueGroupTokens, positions, lengths,
                                                     queryPosition, scale, columnSum, lastRows, map, rowBegin, rowBin, colBin);
