@@ -34,6 +34,12 @@ add_library(keepsight_cuda SHARED ${cuda_sources})
 set_target_properties(keepsight_cuda PROPERTIES CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY None)
 target_include_directories(keepsight_cuda PRIVATE ${CMAKE_SOURCE_DIR} ${CUDAToolkit_INCLUDE_DIRS})
 target_compile_options(keepsight_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo --expt-relaxed-constexpr>)
+if("${CMAKE_CUDA_ARCHITECTURES}" MATCHES "(^|;)90") # wgmma is of 9.0a alone: devices of 9.0 take that code, others the empty kernels beside it
+  set_source_files_properties(cuda/warpgroup_sums.cu PROPERTIES COMPILE_DEFINITIONS KEEPSIGHT_WARPGROUPS)
+  if(NOT "${CMAKE_CUDA_ARCHITECTURES}" MATCHES "(^|;)90a")
+    set_source_files_properties(cuda/warpgroup_sums.cu PROPERTIES COMPILE_OPTIONS "--generate-code=arch=compute_90a,code=[sm_90a]")
+  endif()
+endif()
 # The runtime of the wheel, the one torch_cuda uses. as-needed would drop torch_cuda: nothing here names one of its symbols.
 target_link_libraries(keepsight_cuda PRIVATE -Wl,--no-as-needed torch::cuda torch::c10_cuda torch::cpu ${KEEPSIGHT_DEPS}/nvidia/cu13/lib/libcudart.so.13)
 # Wheels of the full CUDA set may be absent where there is no driver: their libraries are looked for at run time only.

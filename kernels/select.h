@@ -31,13 +31,14 @@ struct DropLowestArgs {
         std::int64_t head = 0, row = 0; // bytes from one head to the next, and of an entry; entries dense
         std::int64_t heads = 0;         // a multiple of kvHeads
     };
+    const std::int32_t* entries = nullptr; // [kvHeads] which go (−1: none); null: those that scores and limits tell
     const float* scores = nullptr; // [kvHeads, scoresHead]; null: the first one offered goes
     std::int64_t scoresHead = 0;
     std::int64_t kvHeads = 0, capacity = 0;
     const std::int32_t* limits = nullptr; // [3] entries kept, first ones and newest ones that are safe
     std::int32_t* lengths = nullptr;      // [kvHeads]
-    std::int32_t* gone = nullptr;         // [kvHeads] positions
-    Moved moved[MostMoved];               // the first holds the positions
+    std::int32_t* gone = nullptr;         // [2, kvHeads] positions and entries; null: not wanted
+    Moved moved[MostMoved];               // the first holds the positions, where they are wanted
     int count = 0;
 };
 

@@ -1,7 +1,7 @@
 #include "engine/cache/kv_cache.h"
 
 #include "engine/data/error.h"
-#include "kernels/bind/ops.h"
+#include "kernels/bind/packed.h"
 
 #include <ATen/ATen.h>
 #include <algorithm>
@@ -263,14 +263,15 @@ std::uint64_t KvCache::layout() const {
     return sum;
 }
 
-std::optional<std::string> KvCache::nextStep() {
+std::optional<std::string> KvCache::nextStep(bool drops) {
     std::string all;
     for (std::size_t l = 0; l < m_layers.size(); ++l) {
         CacheLayer& layer = m_layers[l];
         if (!layer.hasRoom()) reserve(LayerIndex{static_cast<std::int32_t>(l)}, layer.maxHeld() + (layer.ragged() ? 1 : 64 + layer.maxHeld() / 8));
         for (StoredSide* side : {layer.storedKeys.get(), layer.storedValues.get()}) {
             if (!side) continue;
-            const std::optional<std::string> step = plainKeys() ? std::nullopt : side->nextStep();
+            const std::optional<std::string> step = side->nextStep(drops);
+            if (!step && drops) nextStep(false); // no side is to wait for countDropped()
             if (!step) return std::nullopt;
             all += *step + ";";
         }
@@ -278,28 +279,52 @@ std::optional<std::string> KvCache::nextStep() {
     return all;
 }
 
-std::optional<KvCache::Packed> KvCache::packed(LayerIndex index) const {
+std::optional<KvCache::Packed> KvCache::packed(LayerIndex index, const at::Tensor& inverseFrequencies) const {
     const CacheLayer& l = layer(index);
-    if (!m_quantizer || plainKeys()) return std::nullopt;
+    if (!m_quantizer) return std::nullopt;
     std::optional<ops::PackedSide> keys = l.storedKeys->packedView(), values = l.storedValues->packedView();
     if (!keys || !values) return std::nullopt;
-    return Packed{std::move(*keys), std::move(*values)};
+    return Packed{std::move(*keys), std::move(*values), {plainKeys() ? inverseFrequencies : at::Tensor(), m_rope == RopeMode::cacheRelative}};
 }
 
-at::Tensor KvCache::dropLowest(LayerIndex index, const at::Tensor& scores, const at::Tensor& limits, std::int32_t keep) {
+at::Tensor KvCache::dropLowest(LayerIndex index, const at::Tensor& scores, const at::Tensor& limits) {
     CacheLayer& l = layer(index);
     checkEvictable(l);
     m_whole = false;
-    std::vector<at::Tensor> moved{l.positions, l.keys, l.values};
+    std::vector<at::Tensor> moved{l.positions};
+    for (const at::Tensor* t : {&l.keys, &l.values})
+        if (t->defined()) moved.push_back(*t);
     for (auto& [name, t] : l.memory) moved.push_back(t);
     const at::Tensor gone = ops::drop_lowest(scores.defined() ? std::optional(scores) : std::nullopt, l.lengths, limits, moved);
-    countDropped(index, keep);
+    for (StoredSide* side : {l.storedKeys.get(), l.storedValues.get()})
+        if (side) side->dropEntries(gone[1]);
     return gone;
 }
 
-void KvCache::countDropped(LayerIndex index, std::int32_t keep) {
-    for (std::int32_t& n : layer(index).held)
-        if (n > keep) --n;
+void KvCache::compact(LayerIndex index, const at::Tensor& kept, const at::Tensor& counts) {
+    CacheLayer& l = layer(index);
+    checkEvictable(l);
+    if (m_quantizer) throw EngineError("cache: packed entries were asked to go several at once on a device");
+    m_whole = false;
+    const auto move = [&](at::Tensor& t) { ops::compact_entries(t, forRows(kept, t.size(0)), forRows(counts, t.size(0))); };
+    for (at::Tensor* t : {&l.keys, &l.values, &l.positions}) move(*t);
+    for (auto& [name, t] : l.memory) move(t);
+    l.lengths.copy_(counts);
+}
+
+void KvCache::countKept(LayerIndex index, std::int32_t keep) {
+    for (std::int32_t& n : layer(index).held) n = std::min(n, keep);
+}
+
+void KvCache::countDropped(LayerIndex index, const std::vector<std::vector<std::int32_t>>& entries) {
+    CacheLayer& l = layer(index);
+    std::vector<std::int32_t> one; // packed entries go one at a time
+    for (std::size_t h = 0; h < l.held.size(); ++h) {
+        l.held[h] -= static_cast<std::int32_t>(entries[h].size());
+        one.push_back(entries[h].empty() ? -1 : entries[h].front());
+    }
+    for (StoredSide* side : {l.storedKeys.get(), l.storedValues.get()})
+        if (side) side->countDropped(one);
 }
 
 void KvCache::compact(LayerIndex index, const Selection& selection) {
@@ -338,14 +363,18 @@ void KvCache::settle(LayerIndex index) {
     layer(index).storedValues->settle(false);
 }
 
-KvCache::Dense KvCache::plain(LayerIndex index) const {
+KvCache::Dense KvCache::plain(LayerIndex index, bool recordable) const {
     const CacheLayer& l = layer(index);
     if (!m_quantizer) return {l.keys, l.values};
-    return {l.storedKeys->dense(l.capacity()), l.storedValues->dense(l.capacity())};
+    const auto unpacked = [&](const StoredSide& side) {
+        const std::optional<ops::PackedSide> view = recordable ? side.packedView() : std::nullopt;
+        return view ? ops::denseEntries(*view, l.capacity(), m_dtype) : side.dense(l.capacity());
+    };
+    return {unpacked(*l.storedKeys), unpacked(*l.storedValues)};
 }
 
-KvCache::Dense KvCache::attended(LayerIndex index, const at::Tensor& inverseFrequencies) const {
-    Dense out = plain(index);
+KvCache::Dense KvCache::attended(LayerIndex index, const at::Tensor& inverseFrequencies, bool recordable) const {
+    Dense out = plain(index, recordable);
     const CacheLayer& l = layer(index);
     if (m_rope == RopeMode::cacheRelative) // kept tokens are renumbered 0 … T−1 when they are read
         out.keys = ops::rope(out.keys, at::arange(l.capacity(), l.positions.options()), inverseFrequencies);

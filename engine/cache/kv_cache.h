@@ -54,30 +54,34 @@ public:
     // [queryHeads, 1, headDim] after RoPE. Frequencies of 0 leave both as they are (plainKeys()). Not for quantized caches.
     at::Tensor ropeAppend(LayerIndex layer, const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies);
     void countReplayed();                                       // a recorded pass appended an entry to every layer: only the device knows so far
-    // Without the host: every head above limits[0] (keep, its value) loses its lowest scored entry, see ops::drop_lowest; at most one, so no head may
-    // be further above. limits [3] int32 on the device. Returns the positions that went [kvHeads] int32, −1: none.
-    at::Tensor dropLowest(LayerIndex layer, const at::Tensor& scores, const at::Tensor& limits, std::int32_t keep);
-    void countDropped(LayerIndex layer, std::int32_t keep);     // a recorded pass did that
+    // Without the host: every head above limits[0] loses its lowest scored entry, see ops::drop_lowest; at most one, so no head may be further above.
+    // limits [3] int32 on the device. Returns the positions and the entries that went, [2, kvHeads] int32, −1: none. Uncounted on the host.
+    at::Tensor dropLowest(LayerIndex layer, const at::Tensor& scores, const at::Tensor& limits);
+    // Without the host: the entries index[h, :counts[h]] stay, ascending, [kvHeads, C] and [kvHeads] int32 on the device. Uncounted on the host.
+    void compact(LayerIndex layer, const at::Tensor& index, const at::Tensor& counts);
+    void countKept(LayerIndex layer, std::int32_t keep); // such a step left every head that many at most
+    void countDropped(LayerIndex layer, const std::vector<std::vector<std::int32_t>>& entries); // or all but these, [kvHeads]
     bool whole() const { return m_whole; }                      // nothing was ever dropped: entries lie at their position
     std::uint64_t layout() const;                               // changes whenever a tensor of a layer is replaced, so that recorded passes are void
-    // What storing one entry a head will do, with room made for it: recorded passes serve where it is the same. nullopt: it cannot be recorded.
-    std::optional<std::string> nextStep();
+    // What storing one entry a head will do, with room made for it: recorded passes serve where it is the same. nullopt: it cannot be recorded. drops:
+    // dropLowest() may be called meanwhile; then countDropped() must be called after the pass, for packed entries, of every layer.
+    std::optional<std::string> nextStep(bool drops);
     void compact(LayerIndex layer, const Selection& selection); // ragged results allowed; frees memory if a quarter or more is unused
     void settle(LayerIndex layer);                              // after attention: a quantizer packs what it may
     void reserve(LayerIndex layer, std::int64_t entries);       // capacity for that many per head
 
-    // What attention reads: keys and values unpacked, keys as stored or (rotated) after RoPE. [kvHeads, C, headDim] each.
+    // What attention reads: keys and values unpacked, keys as stored or (rotated) after RoPE. [kvHeads, C, headDim] each; of a ragged layer [N, headDim].
     struct Dense {
         at::Tensor keys, values;
     };
-    Dense plain(LayerIndex layer) const; // as stored, unpacked
-    Dense attended(LayerIndex layer, const at::Tensor& inverseFrequencies) const;
-    // Of a ragged layer: [N, headDim] each.
-    // Instead, for one query: keys and values as packed; nullopt: only dense ones can be read.
+    Dense plain(LayerIndex layer, bool recordable = false) const; // as stored, unpacked; recordable: without the host's counts
+    Dense attended(LayerIndex layer, const at::Tensor& inverseFrequencies, bool recordable = false) const;
+    // Instead, for one query: keys and values as packed, and how keys are turned; nullopt: only dense ones can be read.
     struct Packed {
         ops::PackedSide keys, values;
+        ops::KeyTurn turn;
     };
-    std::optional<Packed> packed(LayerIndex layer) const;
+    std::optional<Packed> packed(LayerIndex layer, const at::Tensor& inverseFrequencies) const;
 
     // A copy holding only the selected entries (the branch after a shared prefill), without the memory tensors; room for `headroom`
     // more; packed if a quantizer is given; selections with a set for each query head give every query head entries of its own. A branch with plain keys of a prefill with rotated ones turns them back by their position.

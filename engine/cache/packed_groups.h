@@ -4,6 +4,7 @@
 #include "engine/cache/stored_parts.h"
 #include "kernels/bind/quantize.h"
 
+#include <functional>
 #include <string>
 
 namespace keepsight {

@@ -37,13 +37,11 @@ public:
 
     std::unique_ptr<StoredSide> make(Side side, LayerIndex, const SideShape& shape) const override {
         if (const std::string why = groupRefusal(m_id, m_groups.group, shape.headDim); !why.empty()) throw EngineError(why);
-        const int axis = side == Side::keys ? m_axisKey : m_axisValue, residual = m_residual;
+        const int axis = side == Side::keys ? m_axisKey : m_axisValue;
         std::unique_ptr<PackedPart> packed = axis == 1 ? packedByToken(shape, m_groups) : packedAcross(shape, m_groups);
         if (m_threshold > 0)
             packed = packedBeside(shape, std::move(packed), [threshold = m_threshold](const at::Tensor& x) { return x.abs() > threshold; });
-        return std::make_unique<StoredParts>(shape, std::move(packed), [residual](const Counts& tail, bool afterPrefill) {
-            return afterPrefill || longest(tail) >= residual ? tail : Counts(tail.size(), 0);
-        });
+        return std::make_unique<StoredParts>(shape, std::move(packed), ResidualRule{ResidualRule::When::gathered, m_residual});
     }
     double effectiveBits(LayerIndex, const ModelConfig& config) const override { return groupedBits(config.headDim, m_groups); }
     std::string refuses(const ModelConfig& config) const override { return groupRefusal(m_id, m_groups.group, config.headDim); }

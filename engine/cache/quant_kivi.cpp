@@ -31,18 +31,9 @@ public:
 
     std::unique_ptr<StoredSide> make(Side side, LayerIndex, const SideShape& shape) const override {
         if (const std::string why = groupRefusal("kivi", m_groups.group, shape.headDim); !why.empty()) throw EngineError(why);
-        const int residual = m_residual;
         if (side == Side::keys)
-            return std::make_unique<StoredParts>(shape, packedByChannel(shape, m_groups), [residual](Counts tail, bool) {
-                for (std::int32_t& n : tail)
-                    n -= n % residual;
-                return tail;
-            });
-        return std::make_unique<StoredParts>(shape, packedByToken(shape, m_groups), [residual](Counts tail, bool) {
-            for (std::int32_t& n : tail)
-                n = std::max(0, n - residual);
-            return tail;
-        });
+            return std::make_unique<StoredParts>(shape, packedByChannel(shape, m_groups), ResidualRule{ResidualRule::When::blocks, m_residual});
+        return std::make_unique<StoredParts>(shape, packedByToken(shape, m_groups), ResidualRule{ResidualRule::When::older, m_residual});
     }
     double effectiveBits(LayerIndex, const ModelConfig& config) const override { return groupedBits(config.headDim, m_groups); }
     std::string refuses(const ModelConfig& config) const override { return groupRefusal("kivi", m_groups.group, config.headDim); }

@@ -15,6 +15,7 @@
 // entries a head is given, so with eviction the oldest that a policy kept.
 #include "kernels/quant.h"
 #include "engine/cache/packed_groups.h"
+#include "engine/cache/packed_rows.h"
 #include "engine/cache/quant_levels.h"
 #include "engine/data/error.h"
 #include "engine/policy/spec.h"
@@ -35,12 +36,15 @@ struct Levels {
 };
 
 struct Span {
-    at::Tensor middle, half;                           // fp16: of the outlier-free range
-    at::Tensor normalised(const at::Tensor& x) const { // fp32; outliers fall outside [−1, 1]
-        at::Tensor h = half.to(at::kFloat);
-        return (x - middle.to(at::kFloat)).div_(h.masked_fill(h == 0, 1));
-    }
-    at::Tensor outside(const at::Tensor& x) const { return (x - middle.to(at::kFloat)).abs() > half.to(at::kFloat); }
+    at::Tensor middle, half; // fp16: of the outlier-free range
+};
+// The same as values are laid by it, fp32.
+struct Ruler {
+    at::Tensor middle, half, step; // step: half, and 1 where that is 0
+    explicit Ruler(const Span& span) : middle(span.middle.to(at::kFloat)), half(span.half.to(at::kFloat)), step(half.masked_fill(half == 0, 1)) {}
+    at::Tensor normalised(const at::Tensor& x) const { return (x - middle).div_(step); } // outliers fall outside [−1, 1]
+    at::Tensor outside(const at::Tensor& x) const { return (x - middle).abs_() > half; }
+    std::int64_t bytes() const { return static_cast<std::int64_t>(middle.nbytes() + half.nbytes() + step.nbytes()); }
 };
 Span spanOf(const at::Tensor& low, const at::Tensor& high) {
     return {exact((low + high).div_(2), at::kHalf), exact((high - low).div_(2), at::kHalf)};
@@ -76,57 +80,48 @@ Ranked rank(const at::Tensor& x, double share) {
     return r;
 }
 
-class NuqKeys final : public PackedPart { // outliers are stored beside
+class NuqKeys final : public PackedByRow { // codes; outliers are stored beside
 public:
     NuqKeys(const SideShape& shape, int bits, const Levels& levels, const Span& span)
-        : m_bits(bits), m_levels(levels), m_span(span),
-          m_ends(at::full({shape.kvHeads, 1}, std::numeric_limits<std::int32_t>::max(), span.half.options().dtype(at::kInt))),
-          m_codes(shape.kvHeads, {{{packedBytes(shape.headDim, bits)}, at::kByte}}, shape.device) {}
+        : PackedByRow(shape, {{{packedBytes(shape.headDim, bits)}, at::kByte}}), m_bits(bits), m_levels(levels), m_span(span), m_ruler(span),
+          m_ends(at::full({shape.kvHeads, 1}, std::numeric_limits<std::int32_t>::max(), span.half.options().dtype(at::kInt))) {}
 
-    void add(const at::Tensor& x, const Counts& counts) override {
-        m_codes.append({ops::pack_codes(levelCodes(m_span.normalised(x), m_levels.bounds), m_bits)}, counts);
-    }
-    void keep(const Kept& kept) override { m_codes.keep(kept); }
+    std::unique_ptr<PackedPart> alias() const override { return std::make_unique<NuqKeys>(*this); }
     void read(at::Tensor& out, const Counts& offsets) const override {
-        ops::dequantize_entries(out, m_codes.column(0), m_bits, m_span.half, m_span.middle, m_ends, m_levels.levels, wide(held()),
+        ops::dequantize_entries(out, m_rows.column(0), m_bits, m_span.half, m_span.middle, m_ends, m_levels.levels, wide(held()),
                                 wide(offsets));
     }
-    const Counts& held() const override { return m_codes.held(); }
-    std::int64_t storedBytes() const override { return m_codes.storedBytes() + constants(); }
+    void view(ops::PackedSide& side) const override {
+        if (m_rows.capacity() == 0) return;
+        side.codes = m_rows.column(0), side.scale = m_span.half, side.zero = m_span.middle, side.levels = m_levels.levels;
+        side.bits = m_bits, side.groupTokens = std::int64_t{1} << 30; // one for all
+    }
+    std::int64_t storedBytes() const override { return m_rows.storedBytes() + constants(); }
     std::int64_t allocatedBytes() const override {
-        return m_codes.allocatedBytes() + constants() + static_cast<std::int64_t>(m_ends.nbytes());
+        return m_rows.allocatedBytes() + constants() + m_ruler.bytes() + static_cast<std::int64_t>(m_ends.nbytes());
     }
 
 private:
     std::int64_t constants() const { return m_levels.bytes() + static_cast<std::int64_t>(m_span.middle.nbytes() + m_span.half.nbytes()); }
+    std::vector<at::Tensor> rowsOf(const at::Tensor& x) const override {
+        return {ops::pack_codes(levelCodes(m_ruler.normalised(x), m_levels.bounds), m_bits)};
+    }
 
     int m_bits;
     Levels m_levels;
     Span m_span;       // [H, 1, D]
+    Ruler m_ruler;     // of the span
     at::Tensor m_ends; // one row of the span serves every entry
-    StoredRows m_codes;
 };
 
-class NuqValues final : public PackedPart {
+// Codes, half, middle; outliers with their channels: the same number in every row, so that they move with it.
+class NuqValues final : public PackedByRow {
 public:
     NuqValues(const SideShape& shape, int bits, const Levels& levels, double share)
-        : m_bits(bits), m_share(share), m_levels(levels), m_exact(exactType(shape.dtype)),
-          m_channel(shape.headDim <= 256 ? at::kByte : at::kShort), m_rows(shape.kvHeads, columns(shape), shape.device) {}
+        : PackedByRow(shape, columns(shape, bits, share)), m_bits(bits), m_share(share), m_levels(levels), m_exact(exactType(shape.dtype)),
+          m_channel(channelType(shape)) {}
 
-    void add(const at::Tensor& x, const Counts& counts) override {
-        const Ranked r = rank(x, m_share);
-        std::vector<at::Tensor> rows{ops::pack_codes(levelCodes(r.span.normalised(x), m_levels.bounds), m_bits), r.span.half,
-                                     r.span.middle};
-        if (r.low + r.high > 0) {
-            const auto ends = [&](const at::Tensor& t) {
-                return at::cat({t.narrow(2, 0, r.low), t.narrow(2, t.size(2) - r.high, r.high)}, 2);
-            };
-            rows.push_back(exact(ends(r.sorted), m_exact));
-            rows.push_back(ends(r.channels).to(m_channel));
-        }
-        m_rows.append(rows, counts);
-    }
-    void keep(const Kept& kept) override { m_rows.keep(kept); }
+    std::unique_ptr<PackedPart> alias() const override { return std::make_unique<NuqValues>(*this); }
     void read(at::Tensor& out, const Counts& offsets) const override {
         ops::dequantize_entries(out, m_rows.column(0), m_bits, m_rows.column(1), m_rows.column(2), {}, m_levels.levels, wide(held()),
                                 wide(offsets));
@@ -143,27 +138,45 @@ public:
             scatter(out.select(0, head), m_rows.column(3).select(0, head), m_rows.column(4).select(0, head), offsets[h], held()[h]);
         }
     }
-    const Counts& held() const override { return m_rows.held(); }
+    void view(ops::PackedSide& side) const override {
+        if (m_rows.capacity() == 0) return;
+        side.codes = m_rows.column(0), side.scale = m_rows.column(1), side.zero = m_rows.column(2), side.levels = m_levels.levels;
+        side.bits = m_bits;
+        if (hasOutliers()) side.rowExact = m_rows.column(3), side.rowChannels = m_rows.column(4);
+    }
     std::int64_t storedBytes() const override { return m_rows.storedBytes() + m_levels.bytes(); }
     std::int64_t allocatedBytes() const override { return m_rows.allocatedBytes() + m_levels.bytes(); }
 
 private:
-    std::vector<StoredRows::Column> columns(const SideShape& shape) const {
-        std::vector<StoredRows::Column> out{{{packedBytes(shape.headDim, m_bits)}, at::kByte}, {{1}, at::kHalf}, {{1}, at::kHalf}};
-        const auto [low, high] = outliersOf(shape.headDim, m_share);
+    static at::ScalarType channelType(const SideShape& shape) { return shape.headDim <= 256 ? at::kByte : at::kShort; }
+    static std::vector<StoredRows::Column> columns(const SideShape& shape, int bits, double share) {
+        std::vector<StoredRows::Column> out{{{packedBytes(shape.headDim, bits)}, at::kByte}, {{1}, at::kHalf}, {{1}, at::kHalf}};
+        const auto [low, high] = outliersOf(shape.headDim, share);
         if (low + high > 0) {
-            out.push_back({{low + high}, m_exact});
-            out.push_back({{low + high}, m_channel});
+            out.push_back({{low + high}, exactType(shape.dtype)});
+            out.push_back({{low + high}, channelType(shape)});
         }
         return out;
     }
     bool hasOutliers() const { return m_share > 0; }
+    std::vector<at::Tensor> rowsOf(const at::Tensor& x) const override {
+        const Ranked r = rank(x, m_share);
+        std::vector<at::Tensor> rows{ops::pack_codes(levelCodes(Ruler(r.span).normalised(x), m_levels.bounds), m_bits), r.span.half,
+                                     r.span.middle};
+        if (r.low + r.high > 0) {
+            const auto ends = [&](const at::Tensor& t) {
+                return at::cat({t.narrow(2, 0, r.low), t.narrow(2, t.size(2) - r.high, r.high)}, 2);
+            };
+            rows.push_back(exact(ends(r.sorted), m_exact));
+            rows.push_back(ends(r.channels).to(m_channel));
+        }
+        return rows;
+    }
 
     int m_bits;
     double m_share;
     Levels m_levels;
     at::ScalarType m_exact, m_channel;
-    StoredRows m_rows; // codes, half, middle; outliers with their channels: the same number in every row, so that they move with it
 };
 
 class KvQuant final : public Quantizer {
@@ -196,10 +209,9 @@ public:
         } else {
             const Span span{c.keySpan.middle.repeat_interleave(copies, 0).to(shape.device), c.keySpan.half.repeat_interleave(copies, 0).to(shape.device)};
             packed = std::make_unique<NuqKeys>(shape, m_bits, c.keys.on(shape.device), span);
-            if (m_outliers > 0) packed = packedBeside(shape, std::move(packed), [span](const at::Tensor& x) { return span.outside(x); });
+            if (m_outliers > 0) packed = packedBeside(shape, std::move(packed), [ruler = Ruler(span)](const at::Tensor& x) { return ruler.outside(x); });
         }
-        return std::make_unique<StoredParts>(
-            shape, std::move(packed), [](const Counts& tail, bool) { return tail; }, m_first);
+        return std::make_unique<StoredParts>(shape, std::move(packed), ResidualRule{ResidualRule::When::always}, m_first);
     }
     bool plainKeys() const override { return true; }
     double effectiveBits(LayerIndex, const ModelConfig& config) const override {
@@ -218,9 +230,10 @@ public:
             Constants& c = m_layers.emplace_back();
             const at::Tensor sorted = std::get<0>(keys.sort(1));
             c.keySpan = spanOf(quantileOf(sorted, m_outliers / 2), quantileOf(sorted, 1 - m_outliers / 2));
-            c.keys = levelsFor(c.keySpan.normalised(keys).masked_select(c.keySpan.outside(keys).logical_not()));
+            const Ruler ruler(c.keySpan);
+            c.keys = levelsFor(ruler.normalised(keys).masked_select(ruler.outside(keys).logical_not()));
             const Ranked r = rank(values, m_outliers);
-            c.values = levelsFor(r.span.normalised(r.sorted.narrow(2, r.low, r.inner())));
+            c.values = levelsFor(Ruler(r.span).normalised(r.sorted.narrow(2, r.low, r.inner())));
         }
     }
 

@@ -34,9 +34,8 @@ public:
         const GroupShape groups = groupsOf(layer);
         if (groups.bits == 16) return storedPlain(shape);
         if (const std::string why = groupRefusal("layerquant", groups.group, shape.headDim); !why.empty()) throw EngineError(why);
-        return std::make_unique<StoredParts>(
-            shape, side == Side::keys ? packedByToken(shape, groups) : packedAcross(shape, groups),
-            [](const Counts& tail, bool afterPrefill) { return afterPrefill ? tail : Counts(tail.size(), 0); });
+        return std::make_unique<StoredParts>(shape, side == Side::keys ? packedByToken(shape, groups) : packedAcross(shape, groups),
+                                             ResidualRule{ResidualRule::When::prompt});
     }
     double effectiveBits(LayerIndex layer, const ModelConfig& config) const override {
         const GroupShape groups = groupsOf(layer);

@@ -35,10 +35,14 @@ public:
     virtual std::int64_t allocatedBytes() const = 0;      // the same as allocated
 
     virtual std::optional<ops::PackedSide> packedView() const { return std::nullopt; } // as attention reads it; nullopt: only dense()
-    // What append() of one entry a head and settle() would do, with room made for it: work that can be recorded is the same for the same answer and
-    // layout(). nullopt: it cannot. countReplayed(): what a replay does on the host.
-    virtual std::optional<std::string> nextStep() { return std::nullopt; }
+    // What append() of one entry a head, dropEntries() if `drops`, and settle() would do, with room made for it: work that can be recorded is the same for
+    // the same answer and layout(). nullopt: it cannot. countReplayed(): what a replay of append() and settle() does on the host.
+    virtual std::optional<std::string> nextStep(bool /*drops*/) { return std::nullopt; }
     virtual void countReplayed() {}
+    // Evicts entry entries[h] of each head, [kvHeads] int32 where the cache is (−1: none), without the host; after nextStep(true). Which entries went the
+    // host learns later: countDropped() then counts them, and what settle() did in that step.
+    virtual void dropEntries(const at::Tensor& /*entries*/) {}
+    virtual void countDropped(const std::vector<std::int32_t>& /*entries*/) {}
     virtual std::uint64_t layout() const { return 0; }
 };
 

@@ -4,12 +4,50 @@
 
 #include <ATen/ATen.h>
 #include <algorithm>
+#include <limits>
 
 namespace keepsight {
+namespace {
 
-StoredParts::StoredParts(const SideShape& shape, std::unique_ptr<PackedPart> packed, ResidualRule rule, int first)
+constexpr std::int32_t MostForNone = 256; // rows that a step gets ready to pack though it may be no head's turn
+
+} // namespace
+
+Counts ResidualRule::operator()(Counts tail, bool afterPrefill) const {
+    const bool all = when == When::always || (afterPrefill && (when == When::prompt || when == When::gathered)) ||
+                     (when == When::gathered && longest(tail) >= residual);
+    for (std::int32_t& n : tail)
+        n = all ? n : when == When::blocks ? n - n % residual : when == When::older ? std::max(0, n - residual) : 0;
+    return tail;
+}
+
+at::Tensor ResidualRule::operator()(const at::Tensor& tail) const {
+    switch (when) {
+    case When::always:
+        return tail.clone();
+    case When::prompt:
+        return at::zeros_like(tail);
+    case When::gathered:
+        return tail * (tail.max() >= residual);
+    case When::blocks:
+        return tail - tail.remainder(residual);
+    case When::older:
+        break;
+    }
+    return (tail - residual).clamp_min_(0);
+}
+
+std::int32_t ResidualRule::mostAtOnce() const {
+    return when == When::always || when == When::older ? 1 : when == When::prompt ? 0 : residual;
+}
+
+std::int32_t ResidualRule::longestTail() const {
+    return when == When::always ? 1 : when == When::prompt ? std::numeric_limits<std::int32_t>::max() : when == When::older ? residual + 1 : residual;
+}
+
+StoredParts::StoredParts(const SideShape& shape, std::unique_ptr<PackedPart> packed, const ResidualRule& rule, int first)
     : m_shape(shape), m_first(shape.kvHeads, {{{shape.headDim}, shape.dtype}}, shape.device),
-      m_tail(shape.kvHeads, {{{shape.headDim}, shape.dtype}}, shape.device), m_packed(std::move(packed)), m_rule(std::move(rule)),
+      m_tail(shape.kvHeads, {{{shape.headDim}, shape.dtype}}, shape.device), m_packed(std::move(packed)), m_rule(rule),
       m_room(static_cast<std::size_t>(shape.kvHeads), first) {}
 
 void StoredParts::append(const at::Tensor& x) { append(x, Counts(m_room.size(), static_cast<std::int32_t>(x.size(1)))); }
@@ -19,10 +57,13 @@ void StoredParts::append(const at::Tensor& x, const std::vector<std::int32_t>& c
         longest(counts) > x.size(1))
         throw EngineError("quantizer: expected entries [" + std::to_string(m_shape.kvHeads) + ", ≥ " + std::to_string(longest(counts)) +
                           ", " + std::to_string(m_shape.headDim) + "], found " + c10::str(x.sizes()));
+    if (m_step && (x.size(1) != 1 || !even(counts))) m_step.reset(); // not the step that was announced
     m_tail.append({x.to(m_shape.dtype)}, counts);
 }
 
 void StoredParts::settle(bool afterPrefill) {
+    if (m_step && !afterPrefill) return settleStep();
+    m_step.reset();
     if (!m_packed) return;
     if (longest(m_room) > 0) { // the first entries leave by the other end
         Counts move = m_room;
@@ -44,6 +85,7 @@ void StoredParts::keep(const Selection& selection) {
     if (selection.keep.size() != m_room.size())
         throw EngineError("quantizer: expected a selection for " + std::to_string(m_room.size()) + " heads, found " +
                           std::to_string(selection.keep.size()));
+    m_step.reset(); // the host evicts
     Kept kept[3];
     for (std::size_t h = 0; h < m_room.size(); ++h) {
         const std::vector<std::int32_t>& all = selection.keep[h];
@@ -80,34 +122,90 @@ at::Tensor StoredParts::dense(std::int64_t capacity) const {
 
 std::optional<ops::PackedSide> StoredParts::packedView() const {
     ops::PackedSide side;
-    if (m_packed && !m_packed->view(side)) return std::nullopt;
-    if (longest(m_first.held()) > 0) side.first = m_first.column(0);
+    if (m_packed) m_packed->view(side);
+    if (m_first.capacity() > 0) side.first = m_first.column(0);
     side.tail = m_tail.column(0);
-    const at::Tensor tail = m_tail.lengths();
+    const at::Tensor& tail = m_tail.lengths();
     side.counts = at::stack({m_first.lengths(), m_packed ? m_packed->lengths() : at::zeros_like(tail), tail});
-    if (longest(packed()) == 0) side.codes = side.scale = side.zero = at::Tensor();
     return side;
 }
 
-std::optional<std::string> StoredParts::nextStep() {
-    ops::PackedSide side;
-    if (longest(m_room) > 0 || !even(m_tail.held()) || (m_packed && !m_packed->view(side))) return std::nullopt;
+std::optional<std::string> StoredParts::nextStep(bool drops) {
+    m_step.reset();
     Counts tail = m_tail.held();
     for (std::int32_t& n : tail)
         ++n;
+    if (longest(m_room) > 0 || longest(tail) > m_rule.longestTail()) return std::nullopt;
     const Counts ripe = m_packed ? m_rule(tail, false) : Counts(tail.size(), 0);
-    const std::int32_t leaves = longest(ripe);
-    if (leaves > 1 || !even(ripe) || (leaves == 1 && (longest(packed()) == 0 || !m_packed->reserve(1)))) return std::nullopt;
-    m_tail.reserve(1);
-    return leaves == 0 ? "" : "packs one of " + std::to_string(tail.front());
+    Step step{longest(ripe), !drops && even(ripe), m_rule.when == ResidualRule::When::older, drops, false};
+    // Uneven heads pack at different steps, and those of other layers again at others. If each were a kind of its own, few steps would ever be replayed:
+    // all do the work, for the heads whose turn it is.
+    const std::int32_t most = m_rule.mostAtOnce();
+    if (m_packed && !even(tail) && most <= MostForNone && m_packed->reserve(most, drops))
+        step.packs = most, step.alike = false;
+    else if (m_packed && !m_packed->reserve(step.packs, drops))
+        return std::nullopt;
+    m_first.reserve(0);
+    m_tail.reserve(std::max<std::int64_t>(1, step.packs - longest(m_tail.held())), m_rule.longestTail());
+    m_step = step;
+    std::string key = drops ? "drops " : "";
+    if (step.packs > 0) key += (step.alike ? "packs " : "packs up to ") + std::to_string(step.packs);
+    return key;
+}
+
+// What settle() does, by the device's counts.
+void StoredParts::settleStep() {
+    const Step step = *m_step;
+    if (step.packs > 0) {
+        const StepRows ripe{step.packs, step.alike ? at::Tensor() : m_rule(m_tail.lengths())};
+        m_packed->addStep(m_tail.column(0).narrow(1, 0, step.packs).to(at::kFloat), ripe);
+        m_tail.dropStep(ripe, step.leavesRows);
+    }
+    if (!step.dropped) countSettled();
+}
+
+// The same on the host.
+void StoredParts::countSettled() {
+    m_step.reset();
+    if (!m_packed) return;
+    const Counts ripe = m_rule(m_tail.held(), false);
+    if (longest(ripe) == 0) return;
+    m_packed->countAdded(ripe);
+    m_tail.count(negative(ripe));
 }
 
 void StoredParts::countReplayed() {
-    m_tail.count(1);
-    const std::int32_t leaves = m_packed ? longest(m_rule(m_tail.held(), false)) : 0;
-    if (leaves == 0) return;
-    m_packed->countAdded(leaves);
-    m_tail.count(-leaves);
+    m_tail.count(Counts(m_room.size(), 1));
+    if (!m_step || !m_step->drops) countSettled();
+}
+
+void StoredParts::dropEntries(const at::Tensor& entries) {
+    if (!m_step || !m_step->drops) throw EngineError("quantizer: expected nextStep() to announce that entries go without the host");
+    m_step->dropped = true;
+    const at::Tensor behindFirst = entries - m_first.lengths(), behindCodes = m_packed ? behindFirst - m_packed->lengths() : behindFirst;
+    m_first.dropEntries(entries);
+    if (m_packed) m_packed->dropEntries(behindFirst);
+    m_tail.dropEntries(behindCodes);
+}
+
+void StoredParts::countDropped(const std::vector<std::int32_t>& entries) {
+    if (!m_step) return; // the host chose after all
+    Counts first(entries.size(), 0), codes(entries.size(), -1), tail(entries.size(), 0);
+    const Counts packed = this->packed();
+    for (std::size_t h = 0; h < entries.size(); ++h) {
+        const std::int32_t behindFirst = entries[h] - m_first.held()[h], behindCodes = behindFirst - packed[h];
+        if (entries[h] < 0 || behindCodes >= m_tail.held()[h]) continue;
+        if (behindFirst < 0)
+            first[h] = -1;
+        else if (behindCodes < 0)
+            codes[h] = behindFirst;
+        else
+            tail[h] = -1;
+    }
+    m_first.count(first);
+    if (longest(codes) >= 0) m_packed->countDropped(codes);
+    m_tail.count(tail);
+    countSettled();
 }
 
 std::uint64_t StoredParts::layout() const { return m_first.layout() + m_tail.layout() + (m_packed ? m_packed->layout() : 0); }
@@ -120,6 +218,13 @@ std::int64_t StoredParts::allocatedBytes() const {
     return m_first.allocatedBytes() + m_tail.allocatedBytes() + (m_packed ? m_packed->allocatedBytes() : 0);
 }
 
-std::unique_ptr<StoredSide> storedPlain(const SideShape& shape) { return std::make_unique<StoredParts>(shape, nullptr, nullptr); }
+std::unique_ptr<StoredParts> StoredParts::alias() const {
+    auto other = std::make_unique<StoredParts>(m_shape, m_packed ? m_packed->alias() : nullptr, m_rule);
+    other->m_first = m_first, other->m_tail = m_tail;
+    other->m_room = m_room, other->m_step = m_step;
+    return other;
+}
+
+std::unique_ptr<StoredSide> storedPlain(const SideShape& shape) { return std::make_unique<StoredParts>(shape, nullptr, ResidualRule{}); }
 
 } // namespace keepsight

@@ -9,13 +9,10 @@
 namespace keepsight {
 namespace {
 
-constexpr std::int64_t Step = 32; // rows; what is allocated is a multiple of it
+constexpr std::int64_t Step = 32;   // rows; what is allocated is a multiple of it
+constexpr std::int64_t Slack = 128; // rows at least that reserve() makes room for: each time it does, recorded steps are made anew
 
 std::int64_t rounded(std::int64_t rows) { return (rows + Step - 1) / Step * Step; }
-
-at::Tensor onDevice(const Counts& counts, at::Device device) {
-    return at::tensor(at::ArrayRef<std::int32_t>(counts), at::TensorOptions().dtype(at::kInt)).to(device);
-}
 
 } // namespace
 
@@ -28,6 +25,22 @@ Counts sum(const Counts& a, const Counts& b) {
     for (std::size_t h = 0; h < out.size(); ++h)
         out[h] += b[h];
     return out;
+}
+
+Counts negative(Counts counts) {
+    for (std::int32_t& n : counts)
+        n = -n;
+    return counts;
+}
+
+Counts present(Counts entries) {
+    for (std::int32_t& e : entries)
+        e = e >= 0;
+    return entries;
+}
+
+at::Tensor onDevice(const Counts& counts, at::Device device) {
+    return at::tensor(at::ArrayRef<std::int32_t>(counts), at::TensorOptions().dtype(at::kInt)).to(device);
 }
 
 std::vector<std::int64_t> wide(const Counts& counts) { return {counts.begin(), counts.end()}; }
@@ -54,7 +67,8 @@ void clearBehind(at::Tensor& out, const Counts& held) {
 }
 
 StoredRows::StoredRows(int heads, std::vector<Column> columns, at::Device device)
-    : m_lengths(at::zeros({heads}, at::TensorOptions().dtype(at::kInt).device(device))), m_held(static_cast<std::size_t>(heads), 0) {
+    : m_lengths(at::zeros({heads}, at::TensorOptions().dtype(at::kInt).device(device))), m_held(static_cast<std::size_t>(heads), 0),
+      m_slides(device.is_cpu()) {
     for (const Column& column : columns) {
         std::vector<std::int64_t> sizes{heads, 0};
         sizes.insert(sizes.end(), column.row.begin(), column.row.end());
@@ -79,19 +93,42 @@ void StoredRows::reallocate(std::int64_t capacity) {
     ++m_layout;
 }
 
-void StoredRows::setLengths() {
-    m_lengths = onDevice(m_held, m_lengths.device());
-    ++m_layout;
+void StoredRows::setLengths() { m_lengths.copy_(onDevice(m_held, m_lengths.device())); } // in place: recorded steps go on
+
+void StoredRows::reserve(std::int64_t more, std::int64_t most) {
+    m_slides = false;
+    const std::int64_t needed = longest(m_held) + more;
+    if (needed > capacity())
+        reallocate(rounded(std::max(needed, std::min(most, needed + std::max(Slack, needed / 8)))));
+    else if (m_begin > 0)
+        reallocate(capacity());
 }
 
-void StoredRows::reserve(std::int64_t more) {
-    if (const std::int64_t needed = longest(m_held) + more; m_begin + needed > capacity()) reallocate(rounded(needed + needed / 8));
+void StoredRows::addStep(const std::vector<at::Tensor>& rows, const StepRows& added) {
+    for (std::size_t i = 0; i < m_columns.size(); ++i) // behind the count of a head that adds fewer lies rubbish as before
+        ops::append_entries(m_columns[i], rows[i], m_lengths);
+    if (added.counts.defined())
+        m_lengths.add_(added.counts);
+    else
+        m_lengths.add_(added.most);
 }
 
-void StoredRows::count(std::int32_t more) {
-    for (std::int32_t& n : m_held)
-        n += more;
+void StoredRows::dropStep(const StepRows& oldest, bool leavesRows) {
+    const at::Tensor& counts = oldest.counts;
+    if (leavesRows) { // one row at most: entry 0, or −1 for none
+        dropEntries(counts.defined() ? counts - 1 : at::zeros_like(m_lengths));
+    } else if (counts.defined()) {
+        m_lengths.sub_(counts);
+    } else {
+        m_lengths.sub_(oldest.most);
+    }
 }
+
+void StoredRows::dropEntries(const at::Tensor& entries) {
+    if (capacity() > 0) ops::drop_entries(entries, m_lengths, m_columns);
+}
+
+void StoredRows::count(const Counts& more) { m_held = sum(m_held, more); }
 
 void StoredRows::append(const std::vector<at::Tensor>& rows, const Counts& counts) {
     const std::int64_t added = longest(counts), before = longest(m_held), needed = before + added;
@@ -139,10 +176,10 @@ void StoredRows::drop(const Counts& oldest) {
             n -= gone;
         m_lengths.sub_(gone);
         const std::int64_t rest = longest(m_held);
-        if (m_lengths.device().is_cpu()) {
+        if (m_slides) {
             m_begin = rest ? m_begin + gone : 0;
             ++m_layout;
-        } else { // in place, so that a recorded step finds the rows where they were
+        } else {
             for (at::Tensor& column : m_columns)
                 if (rest) column.narrow(1, 0, rest).copy_(column.narrow(1, gone, rest).clone());
         }

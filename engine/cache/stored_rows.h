@@ -3,12 +3,19 @@
 
 #include <ATen/core/Tensor.h>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace keepsight {
 
 using Counts = std::vector<std::int32_t>;            // per KV head
 using Kept = std::vector<std::vector<std::int32_t>>; // per KV head: rows that stay, ascending
+
+// Rows that a step adds to each head, or takes off its front, without the host: `most` of every head, or as many as counts say.
+struct StepRows {
+    std::int64_t most = 0;
+    at::Tensor counts; // [heads] int32 on the device, at most `most`; undefined: all heads alike
+};
 
 // Row r < held()[h] of head h is real; what lies behind is rubbish.
 class StoredRows {
@@ -23,10 +30,16 @@ public:
     void append(const std::vector<at::Tensor>& rows, const Counts& counts);
     void keep(const Kept& kept);
     void drop(const Counts& oldest); // that many from the front of each head
-    void reserve(std::int64_t more); // append() of that many replaces no tensor
-    void count(std::int32_t more);   // a recorded append (or, negative, drop) of that many was replayed: the device knows already
-    const at::Tensor& lengths() const { return m_lengths; }    // [heads] int32 on the device
-    std::uint64_t layout() const { return m_layout; }          // changes when a tensor does
+
+    // What a step does on the device, so that it can be recorded: it neither asks the host for counts nor replaces a tensor. count() is the host's part.
+    // Room for that many more of every head; made so that it lasts for a while, but not beyond the `most` that a head ever holds.
+    void reserve(std::int64_t more, std::int64_t most = std::numeric_limits<std::int32_t>::max());
+    void addStep(const std::vector<at::Tensor>& rows, const StepRows& added); // the first rows of [heads, most, row…]
+    void dropStep(const StepRows& oldest, bool leavesRows);  // false: a head that loses rows loses all it has
+    void dropEntries(const at::Tensor& entries);             // [heads] int32: row entries[h] goes; negative or not there: none
+    void count(const Counts& more);                          // or, negative, fewer
+    const at::Tensor& lengths() const { return m_lengths; }  // [heads] int32 on the device
+    std::uint64_t layout() const { return m_layout; }        // changes when a tensor does
 
     at::Tensor column(std::size_t i) const { return m_columns[i].narrow(1, m_begin, capacity() - m_begin); } // [heads, ≥ held, row…]
     const Counts& held() const { return m_held; }
@@ -41,7 +54,8 @@ private:
     at::Tensor m_lengths; // [heads] int32, held() on the device
     std::vector<at::Tensor> m_columns;
     Counts m_held;
-    std::int64_t m_begin = 0; // rows in front that were dropped: on the CPU a sliding tail is not moved at every step
+    std::int64_t m_begin = 0; // rows in front that were dropped: on the CPU a sliding tail is not moved at every step,
+    bool m_slides;            // unless steps are to find the rows where they were
     std::uint64_t m_layout = 0;
     std::int64_t m_rowBytes = 0;
 };
@@ -50,6 +64,9 @@ std::int32_t longest(const Counts& counts);
 std::int64_t total(const Counts& counts);
 bool even(const Counts& counts); // the same for all heads
 Counts sum(const Counts& a, const Counts& b);
+Counts negative(Counts counts);
+Counts present(Counts entries); // 1 where one is named, 0 where it is negative
+at::Tensor onDevice(const Counts& counts, at::Device device); // [heads] int32
 std::vector<std::int64_t> wide(const Counts& counts); // as operators take them
 
 // The first counts[h] rows of `rows` [heads, ≥ counts, …] go to rows offsets[h] … of `out` [heads, C, …].

@@ -302,10 +302,11 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
         cache.append(index, copied(qkv.narrow(0, c.queryHeads, c.kvHeads)), copied(v), positions);
     }
     const CacheLayer& held = cache.layer(index);
+    const bool recordable = count == 1 && !m_device.is_cpu();
     at::Tensor attended;
     std::optional<at::Tensor> chosen;
     if (observer && cache.rope() == RopeMode::cacheRelative && observer->choosesEntries()) {
-        const KvCache::Dense all = cache.plain(index);
+        const KvCache::Dense all = cache.plain(index, recordable);
         chosen = observer->attend({index, stored, held, plain, positions, all.keys, all.values, scale, {}, m_inverse, nullptr, plain});
         if (chosen) attended = attendTo(*chosen, plain, all, held, positions, scale, observer->wanted(index, cache, count));
     }
@@ -316,21 +317,24 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
         } else if (!q.defined()) {
             q = ops::rope(plain, positions, m_inverse);
         }
-        const std::optional<KvCache::Packed> packed = count == 1 && !(observer && observer->readsEntries()) ? cache.packed(index) : std::nullopt;
-        const KvCache::Dense dense = packed ? KvCache::Dense{} : cache.attended(index, m_inverse);
+        const std::optional<KvCache::Packed> packed = count == 1 && !(observer && observer->readsEntries()) ? cache.packed(index, m_inverse) : std::nullopt;
+        const KvCache::Dense dense = packed ? KvCache::Dense{} : cache.attended(index, m_inverse, recordable);
         ops::AttentionStats* stats = observer ? observer->wanted(index, cache, count) : nullptr;
         const bool even = std::ranges::all_of(held.held, [&](std::int32_t n) { return n == held.held.front(); });
-        if (packed)
-            attended = ops::packed_attention(q, packed->keys, packed->values, held.positions, held.lengths, positions, scale, stats);
-        else if (held.ragged())
+        ops::KnownAttention known;
+        if (packed) {
+            attended = ops::packed_attention(q, packed->keys, packed->values, held.positions, held.lengths, positions, scale, stats, packed->turn);
+        } else if (held.ragged()) {
             attended = ops::ragged_attention(q, dense.keys, dense.values, held.positions, held.starts, held.lengths, held.capacity(), positions, scale, stats);
-        else
-            attended = !m_device.is_cpu() && (!stats || cache.whole()) && even && count > 1
-                       ? ops::causal_attention(q, dense.keys, dense.values, held.held.front(), scale, stats) // entries ascend, the newest are the queries' own
-                       : ops::attention(q, dense.keys, dense.values, held.positions, held.lengths, positions, scale, stats);
+        } else if (!m_device.is_cpu() && (!stats || cache.whole()) && even && count > 1) { // entries ascend, the newest are the queries' own
+            attended = ops::causal_attention(q, dense.keys, dense.values, held.held.front(), scale, stats);
+            if (stats) known = {attended, stats->logSumExp};
+        } else {
+            attended = ops::attention(q, dense.keys, dense.values, held.positions, held.lengths, positions, scale, stats);
+        }
         const KvCache::Dense shown = held.ragged() ? KvCache::Dense{} : dense; // nobody looks at ragged ones
         if (observer)
-            observer->afterAttention({index, stored, held, q, positions, shown.keys, shown.values, scale, stats ? stats->lastRows : at::Tensor(), m_inverse, nullptr, plain}, cache);
+            observer->afterAttention({index, stored, held, q, positions, shown.keys, shown.values, scale, stats ? stats->lastRows : at::Tensor(), m_inverse, nullptr, plain, false, known}, cache);
     }
     cache.settle(index);
     return attended;

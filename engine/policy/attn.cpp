@@ -41,8 +41,8 @@ public:
         if (m_seed) m_schedule = {.afterPrefill = false, .everySteps = 1};
     }
     Needs needs(std::int64_t) const override {
-        if (m_seed) return {.lastRows = 1, .decodeRows = true};
-        return {.columnSums = true, .decodeSums = m_schedule.everySteps > 0};
+        if (m_seed) return {.lastRows = 1, .decodeRows = true, .entries = false};
+        return {.columnSums = true, .decodeSums = m_schedule.everySteps > 0, .entries = false};
     }
     int budget(std::int64_t seen) const override {
         return m_explicit ? std::max(1, static_cast<int>(roundHalfEven((m_start + m_end) / 2 * static_cast<double>(seen)))) : Policy::budget(seen);

@@ -59,6 +59,7 @@ public:
         const Needs more = part(Part::second, keep)->needs(prompt);
         out.lastRows = std::max(out.lastRows, more.lastRows);
         out.queryMoments = std::max(out.queryMoments, more.queryMoments);
+        out.entries = out.entries || more.entries;
         return out;
     }
     at::Tensor statistic(const LayerView& view, const Plan& plan, const at::Tensor& sums) const override {
@@ -73,7 +74,7 @@ public:
     std::optional<std::string> workKey(const Place& place, const Plan& plan) const override {
         if (between(place.held, place.seen, plan.keep) != plan.keep) return std::nullopt;
         const std::unique_ptr<const Policy> first = part(Part::first, plan.keep);
-        return first->workKey(place, first->planFor(place));
+        return first->brings() ? std::nullopt : first->workKey(place, first->planFor(place)); // a fresh one at every call could not keep what it brought
     }
 
     Selection choose(const LayerView& view, const Place& place, const Plan& plan, const at::Tensor& scores, LayerMemory*, std::string* notice) const override {

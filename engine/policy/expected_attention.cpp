@@ -45,15 +45,17 @@ public:
         const at::Tensor next = (last.max().to(at::kLong) + 1).clamp_min(view.moments->count + m_sinks);
         const at::Tensor rotation = meanRotation(view.inverseFrequencies, next, m_future);
         const at::Tensor mean = view.moments->sum / n; // [queryHeads, D] fp64
-        const at::Tensor held = view.keys.narrow(1, m_sinks, behind); // [kvHeads, behind, D]
-        const at::Tensor keys = repeatHeads(held.to(at::kFloat), group); // [queryHeads, behind, D]
-        const at::Tensor mu = at::matmul(mean.to(at::kFloat), rotation.t());
-        at::Tensor exponent = at::matmul(keys, mu.unsqueeze(2)).squeeze(2) / std::sqrt(static_cast<double>(size)); // [queryHeads, behind]
+        const at::Tensor keys = view.keys.narrow(1, m_sinks, behind).to(at::kFloat); // [kvHeads, behind, D]
+        const at::Tensor mu = at::matmul(mean.to(at::kFloat), rotation.t()).view({kvHeads, group, size});
+        at::Tensor exponent = at::matmul(mu, keys.transpose(1, 2)) / std::sqrt(static_cast<double>(size)); // [kvHeads, group, behind]
         if (m_covariance) {
             const at::Tensor plain = (view.moments->products / n - mean.unsqueeze(2) * mean.unsqueeze(1)).to(at::kFloat);
             const at::Tensor sigma = at::matmul(rotation, at::matmul(plain, rotation.t())); // [queryHeads, D, D]
-            exponent = exponent + (at::matmul(keys, sigma) * keys).sum(2) / static_cast<double>(size) / 2;
+            const at::Tensor side = sigma.view({kvHeads, group, size, size}).transpose(1, 2).reshape({kvHeads, size, group * size}); // by KV head, side by side
+            const at::Tensor turned = at::matmul(keys, side).view({kvHeads, behind, group, size}).mul_(keys.unsqueeze(2));
+            exponent = exponent + turned.sum(3).transpose(1, 2) / static_cast<double>(size) / 2;
         }
+        exponent = exponent.reshape({kvHeads * group, behind});
         const at::Tensor real = at::arange(m_sinks, entries.capacity(), entries.lengths.options()).unsqueeze(0) < entries.lengths.unsqueeze(1); // [kvHeads, behind]
         exponent = exponent.masked_fill(repeatHeads(real.logical_not(), group), -std::numeric_limits<float>::infinity());
         at::Tensor expected = reduceGroup(at::softmax(exponent, 1), static_cast<int>(kvHeads), m_agg); // [kvHeads, behind]

@@ -21,7 +21,7 @@ public:
         m_full = params.choice("history") == "full";
     }
     Needs needs(std::int64_t prompt) const override {
-        Needs n{.columnSums = m_full, .decodeSums = m_schedule.everySteps > 0};
+        Needs n{.columnSums = m_full, .decodeSums = m_schedule.everySteps > 0, .entries = false};
         if (!m_full) n.lastRows = static_cast<int>(std::clamp<std::int64_t>(recentOf(budget(prompt)), 1, prompt));
         return n;
     }

@@ -14,7 +14,7 @@ namespace {
 class ObservedAttention final : public Policy {
 public:
     using Policy::Policy;
-    Needs needs(std::int64_t) const override { return {.columnSums = true, .decodeSums = m_schedule.everySteps > 0}; }
+    Needs needs(std::int64_t) const override { return {.columnSums = true, .decodeSums = m_schedule.everySteps > 0, .entries = false}; }
     at::Tensor statistic(const LayerView&, const Plan&, const at::Tensor& sums) const override { return sums; } // [queryHeads, C]
     std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor& statistic) const override {

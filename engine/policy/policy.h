@@ -26,6 +26,7 @@ struct Needs {
     bool decodeRows = false;   // the attention row of every decoded token
     bool decodeSums = false;   // the policy's statistic goes on being summed (`sum`) while decoding
     RowSum sum = RowSum::attention;
+    bool entries = true;       // score() looks at keys or values while decoding
     int queryMoments = -1;     // mean and covariance of the prompt's queries before RoPE, without that many first tokens; −1: not needed
 };
 
@@ -110,6 +111,10 @@ public:
     // many entries are held, and nothing waits for the device. Such steps are recorded (session/decode_graph.h) where choose() is the default.
     // nullopt: they are not.
     virtual std::optional<std::string> workKey(const Place&, const Plan&) const { return std::nullopt; }
+    // Has the host to bring something for such a step? Then beforeStep() does, replayed or not, to where the layer's entries are. Each head will hold
+    // `held` of them at most.
+    virtual bool brings() const { return false; }
+    virtual void beforeStep(const CacheLayer&, std::int64_t /*held*/) const {}
     // Tells apart plans whose scores differ: previews reuse scores with the same key.
     virtual std::string scoreKey(const Plan&) const { return {}; }
     // A fresh memory for one layer; null: none needed.
@@ -136,6 +141,7 @@ public:
     virtual std::optional<Attended> attend(const LayerView&, const Place&, LayerMemory*) const { return std::nullopt; }
 
 protected:
+    bool layersAlike() const { return m_layerRatios.empty(); } // as far as the parameter layers goes
     // How `budget` entries are split in this layer. Default: all by score.
     virtual Plan plan(const Place& place, int budget) const;
 

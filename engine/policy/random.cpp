@@ -20,40 +20,51 @@ public:
     Random(const PolicyInfo& info, const PolicySpec& spec) : Policy(info, spec), m_seed(Params(info, spec).integer("seed")) {}
     at::Tensor score(const LayerView& view, const Plan& plan, const at::Tensor&) const override {
         const std::int64_t held = view.entries.maxHeld(), length = plan.chunk > 0 ? plan.chunk : held;
-        const at::Device device = view.entries.lengths.device();
-        at::Tensor scores = at::zeros({view.config.kvHeads, view.entries.capacity()}, at::TensorOptions().dtype(at::kFloat).device(device));
-        if (steady(held, plan)) {
-            scores.narrow(1, 0, held).copy_(remembered(view.config.kvHeads, held, device));
-            return scores;
-        }
+        if (const at::Tensor brought = broughtTo(view.entries, held); plan.chunk == 0 && brought.defined()) return brought;
+        at::Tensor scores = at::zeros({view.config.kvHeads, view.entries.capacity()}, optionsOf(view.entries));
         for (std::int64_t begin = 0; begin < held; begin += length) {
             const std::int64_t count = std::min(length, held - begin);
             scores.narrow(1, begin, count).copy_(draw(view.config.kvHeads, count));
         }
         return scores;
     }
-    std::optional<std::string> workKey(const Place& place, const Plan& plan) const override {
-        return steady(place.held, plan) ? std::optional(std::to_string(place.held)) : std::nullopt;
+    // One draw serves all layers, if they hold equally many.
+    std::optional<std::string> workKey(const Place&, const Plan& plan) const override {
+        return layersAlike() && !plan.adaptive && plan.chunk == 0 ? std::optional<std::string>("drawn") : std::nullopt;
+    }
+    bool brings() const override { return true; }
+    void beforeStep(const CacheLayer& entries, std::int64_t held) const override {
+        const auto heads = static_cast<std::int64_t>(entries.held.size());
+        const std::lock_guard lock(m_mutex);
+        Brought& brought = m_brought[keyOf(entries)];
+        if (!brought.scores.defined()) brought.scores = at::zeros({heads, entries.capacity()}, optionsOf(entries));
+        if (brought.held == held) return;
+        brought.held = held;
+        brought.scores.narrow(1, 0, held).copy_(draw(heads, held));
     }
 
 private:
-    // With a number of tokens as budget every step chooses among as many.
-    static bool steady(std::int64_t held, const Plan& plan) { return plan.chunk == 0 && plan.removed < 0 && held == plan.keep + 1; }
+    struct Brought { // the same tensor from step to step, because recorded ones read it
+        at::Tensor scores; // [kvHeads, capacity]
+        std::int64_t held = -1;
+    };
+    using Key = std::tuple<std::size_t, std::int64_t, std::string>; // heads, capacity, device
+    static Key keyOf(const CacheLayer& entries) { return {entries.held.size(), entries.capacity(), entries.lengths.device().str()}; }
+    static at::TensorOptions optionsOf(const CacheLayer& entries) { return entries.lengths.options().dtype(at::kFloat); }
+
     at::Tensor draw(std::int64_t heads, std::int64_t count) const {
         const at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(static_cast<std::uint64_t>(m_seed));
         return at::rand({1, heads, count}, generator, at::TensorOptions().dtype(at::kFloat))[0];
     }
-    // The same draw where the cache is; kept, because recorded steps read it.
-    at::Tensor remembered(std::int64_t heads, std::int64_t count, at::Device device) const {
+    at::Tensor broughtTo(const CacheLayer& entries, std::int64_t held) const {
         const std::lock_guard lock(m_mutex);
-        at::Tensor& drawn = m_drawn[{heads, count, device.str()}];
-        if (!drawn.defined()) drawn = draw(heads, count).to(device);
-        return drawn;
+        const auto found = m_brought.find(keyOf(entries));
+        return found != m_brought.end() && found->second.held == held ? found->second.scores : at::Tensor();
     }
 
     int m_seed;
     mutable std::mutex m_mutex;
-    mutable std::map<std::tuple<std::int64_t, std::int64_t, std::string>, at::Tensor> m_drawn;
+    mutable std::map<Key, Brought> m_brought;
 };
 
 } // namespace

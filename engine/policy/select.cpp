@@ -38,13 +38,8 @@ private:
     at::Tensor m_host;
 };
 
-// What a plan protects among `count` entries of which `keep` may stay.
-Protect affordable(const Protect& wanted, std::int32_t keep, std::int32_t count) {
-    Protect p;
-    p.sinks = std::min({wanted.sinks, keep, count});
-    p.recent = std::min({wanted.recent, keep - p.sinks, count - p.sinks});
-    return p;
-}
+// Among `count` entries.
+Protect affordable(const Protect& wanted, std::int32_t keep, std::int32_t count) { return affordable(wanted, std::min(keep, count)); }
 
 void sayWhatGaveWay(const Protect& wanted, const Protect& got, std::int32_t keep, std::string* notice) {
     if (notice && (got.sinks < wanted.sinks || got.recent < wanted.recent))

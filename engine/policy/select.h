@@ -15,6 +15,25 @@ namespace keepsight {
 // NaN counts as −inf. If the protected entries alone exceed the budget, recents shrink to keep − sinks, then sinks; notice says so.
 Selection select(const at::Tensor& scores, const std::vector<std::int32_t>& held, const Plan& plan, std::string* notice = nullptr);
 
+// What a plan protects where more entries are held than `keep` may stay: recents give way first, then sinks.
+Protect affordable(const Protect& wanted, std::int32_t keep);
+
+// How select() would choose in a step that is made on a device: what its work depends on beside numbers that lie there.
+struct DeviceChoice {
+    std::int64_t drops = 0; // entries that each head loses; if shared, all heads together
+    bool shared = false;    // plan.adaptive
+    std::int64_t sure = 0;  // then: the best of each head that stay whatever the others have
+    bool one() const { return !shared && drops == 1; } // what ops::drop_lowest does
+};
+std::optional<DeviceChoice> deviceChoice(const Plan& plan, const std::vector<std::int32_t>& held); // nullopt: only the host can
+
+// The same entries stay as with select(), to the tie. limits [3] int32 there: entries kept, first and newest ones that are safe. Nothing waits for the device.
+struct Dropped {
+    at::Tensor index, counts; // [kvHeads, C], [kvHeads] int32: what stays, ascending
+    at::Tensor gone;          // [2, kvHeads, drops] int32: positions and entries that go, −1: none
+};
+Dropped selectOnDevice(const at::Tensor& scores, const CacheLayer& entries, const at::Tensor& limits, const DeviceChoice& choice);
+
 // What the selection did with entry `index` of `head`: score, rank, cutoff and who holds the last slot. budgetNeeded is left unset.
 Explanation explainEntry(const at::Tensor& scores, const CacheLayer& entries, const Plan& plan, const Selection& selection, HeadIndex head, std::int32_t index);
 

@@ -16,6 +16,7 @@ public:
         m_sinks = params.integer("sinks");
         m_recent = params.integer("recent");
     }
+    Needs needs(std::int64_t) const override { return {.entries = false}; }
     std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
     int budget(std::int64_t seen) const override { return m_recent > 0 ? std::max(1, m_sinks + m_recent) : Policy::budget(seen); }
 

@@ -12,7 +12,7 @@ namespace {
 class Tova final : public Policy {
 public:
     using Policy::Policy;
-    Needs needs(std::int64_t) const override { return {.lastRows = 1, .decodeRows = m_schedule.everySteps > 0}; }
+    Needs needs(std::int64_t) const override { return {.lastRows = 1, .decodeRows = m_schedule.everySteps > 0, .entries = false}; }
     std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor&) const override {
         return view.lastRows(1).squeeze(1).mean(0, true).expand({view.config.kvHeads, -1}).contiguous(); // [kvHeads, C]

@@ -10,6 +10,7 @@ namespace {
 class Window final : public Policy {
 public:
     Window(const PolicyInfo& info, const PolicySpec& spec) : Policy(info, spec), m_window(Params(info, spec).integer("window")) {}
+    Needs needs(std::int64_t) const override { return {.entries = false}; }
     std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
     int budget(std::int64_t seen) const override { return m_window > 0 ? m_window : Policy::budget(seen); }
 

@@ -130,39 +130,40 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
 // Settles what the next token's pass will do, so that the device needs no host between its layers. Passes with equal keys launch the same work;
 // nullopt: the host must choose.
 std::optional<std::string> Branch::planStep() {
-    const std::optional<std::string> stored = m_cache.nextStep();
-    if (!stored) return std::nullopt;
-    if (m_policy->kind() == PolicyKind::attend)
-        return m_options.explain.empty() ? m_policy->workKey(place(LayerIndex{0}, m_cache.layer(LayerIndex{0}).maxHeld() + 1, 1), {}) : std::nullopt;
+    m_storedApart = false;
+    if (m_policy->kind() == PolicyKind::attend) {
+        if (!m_options.explain.empty()) return std::nullopt;
+        const std::optional<std::string> work = m_policy->workKey(place(LayerIndex{0}, m_cache.layer(LayerIndex{0}).maxHeld() + 1, 1), {});
+        const std::optional<std::string> stored = work ? storedStep(false) : std::nullopt;
+        return stored ? std::optional(*stored + *work) : std::nullopt;
+    }
     const bool statistics = m_evict && (m_policy->schedule().everySteps > 0 || m_needs.decodeSums || m_needs.decodeRows); // they go on
-    if (!due()) return readsEntries() && m_cache.quantized() ? std::nullopt : std::optional((statistics ? "sums;" : "plain;") + *stored);
-    std::string key = *stored + "evict";
-    std::vector<LayerStep> steps(static_cast<std::size_t>(m_cache.layers()));
-    for (int l = 0; l < m_cache.layers(); ++l) {
-        const std::optional<std::string> work = planLayer(LayerIndex{l}, steps[static_cast<std::size_t>(l)]);
-        if (!work) return std::nullopt;
-        key += ";" + *work;
+    std::string key = statistics ? "sums" : "plain";
+    std::vector<LayerStep> steps;
+    if (due()) {
+        steps.resize(static_cast<std::size_t>(m_cache.layers()));
+        key = "evict";
+        for (int l = 0; l < m_cache.layers(); ++l) {
+            const std::optional<std::string> work = planLayer(LayerIndex{l}, steps[static_cast<std::size_t>(l)]);
+            if (!work) return std::nullopt;
+            key += ";" + *work;
+        }
     }
     m_idle = std::ranges::none_of(steps, &LayerStep::chooses);
-    if (readsEntries() && m_cache.quantized()) return std::nullopt; // they would be unpacked by the host's counts
-    m_planned = std::move(steps);
-    if (m_idle) return key;
-    std::int64_t width = 0;
-    for (int l = 0; l < m_cache.layers(); ++l) {
-        const LayerStep& step = m_planned[static_cast<std::size_t>(l)];
-        if (!step.chooses) continue;
-        const std::vector<std::int32_t> numbers = numbersOf(LayerIndex{l}, step.plan);
-        width = static_cast<std::int64_t>(numbers.size());
-        if (!m_numbers.defined()) {
-            const auto options = at::TensorOptions().dtype(at::kInt);
-            m_numbersHost = at::zeros({m_cache.layers(), width}, options.pinned_memory(true));
-            m_numbers = at::zeros({m_cache.layers(), width}, options.device(m_model.device()));
-            m_gone = at::full({m_cache.layers(), m_cache.config().kvHeads}, -1, m_numbers.options());
-        }
-        std::ranges::copy(numbers, m_numbersHost.data_ptr<std::int32_t>() + l * width);
-    }
-    m_numbers.copy_(m_numbersHost, true);
-    return key;
+    const std::optional<std::string> stored = storedStep(!m_idle);
+    if (!stored) return std::nullopt;
+    bring(std::move(steps));
+    return key + ";" + *stored;
+}
+
+// What storing the token will do. Packed heads that have lost entries of different ages differ in what they pack; that the device finds out.
+std::optional<std::string> Branch::storedStep(bool drops) {
+    if (!drops)
+        if (std::optional<std::string> stored = m_cache.nextStep(false)) return stored;
+    if (!m_cache.quantized() && !drops) return std::nullopt;
+    std::optional<std::string> stored = m_cache.nextStep(true);
+    m_storedApart = stored && m_cache.quantized();
+    return stored;
 }
 
 // One layer's part of that: what it will launch.
@@ -174,39 +175,81 @@ std::optional<std::string> Branch::planLayer(LayerIndex layer, LayerStep& step) 
     step.plan = m_policy->planFor(here);
     step.chooses = !m_policy->skips(layer) && m_policy->decides(here, step.plan, entries.total() + heads, static_cast<int>(heads), memory);
     if (!step.chooses) return "-";
-    if (!m_options.explain.empty() || !even(entries.held)) return std::nullopt;
-    if (memory) return m_policy->stepsOnDevice() ? std::optional("by memory") : std::nullopt;
-    const bool one = here.held <= step.plan.keep + 1; // entry a head at most
-    return one && !step.plan.adaptive && step.plan.chunk == 0 ? m_policy->workKey(here, step.plan) : std::nullopt;
+    if (!m_options.explain.empty()) return std::nullopt;
+    if (memory) {
+        step.told = true;
+        step.choice.drops = 1;
+        return m_policy->stepsOnDevice() && even(entries.held) ? std::optional("by memory") : std::nullopt;
+    }
+    const std::optional<std::string> work = m_policy->workKey(here, step.plan);
+    Counts held = entries.held;
+    for (std::int32_t& n : held) ++n;
+    const std::optional<DeviceChoice> choice = work ? deviceChoice(step.plan, held) : std::nullopt;
+    if (!choice || (m_cache.quantized() && !choice->one())) return std::nullopt;
+    step.choice = *choice;
+    step.told = choice->shared || m_cache.quantized();
+    if (choice->one()) return work;
+    return *work + ", " + std::to_string(choice->drops) + (choice->shared ? " of all, sure of " + std::to_string(choice->sure) : " each");
+}
+
+// Takes the step's numbers to the device.
+void Branch::bring(std::vector<LayerStep> steps) {
+    m_planned = std::move(steps);
+    if (m_idle) return;
+    m_most = 1;
+    for (int l = 0; l < m_cache.layers(); ++l) {
+        const LayerStep& step = m_planned[static_cast<std::size_t>(l)];
+        if (!step.chooses) continue;
+        m_most = std::max(m_most, step.choice.drops);
+        if (m_policy->brings()) m_policy->beforeStep(m_cache.layer(LayerIndex{l}), m_cache.layer(LayerIndex{l}).maxHeld() + 1);
+        const std::vector<std::int32_t> numbers = numbersOf(LayerIndex{l}, step.plan);
+        const auto width = static_cast<std::int64_t>(numbers.size());
+        if (!m_numbers.defined()) {
+            const auto options = at::TensorOptions().dtype(at::kInt);
+            m_numbersHost = at::zeros({m_cache.layers(), width}, options.pinned_memory(true));
+            m_numbers = at::zeros({m_cache.layers(), width}, options.device(m_model.device()));
+        }
+        std::ranges::copy(numbers, m_numbersHost.data_ptr<std::int32_t>() + l * width);
+    }
+    at::Tensor& gone = m_gone[m_most];
+    if (!gone.defined()) gone = at::full({m_cache.layers(), 2, m_cache.config().kvHeads, m_most}, -1, m_numbers.options());
+    m_numbers.copy_(m_numbersHost, true);
 }
 
 std::vector<std::int32_t> Branch::numbersOf(LayerIndex layer, const Plan& plan) {
     if (LayerMemory* memory = m_memories[static_cast<std::size_t>(layer.value)].get())
         return m_policy->stepNumbers(place(layer, m_cache.layer(layer).maxHeld() + 1, 1), *memory, m_model.device());
-    const int sinks = std::min(plan.protect.sinks, plan.keep); // what has to give way, as in select()
-    return {plan.keep, sinks, std::min(plan.protect.recent, plan.keep - sinks)};
+    const std::int32_t keep = std::max(1, plan.keep);
+    const Protect safe = affordable(plan.protect, keep);
+    return {keep, safe.sinks, safe.recent};
 }
 
 // Is this token's pass one in which the host has the layer's entries looked at?
-bool Branch::readsEntries() const { return (due() && !m_idle) || (m_evict && m_needs.decodeSums && m_needs.sum != RowSum::attention); }
+bool Branch::readsEntries() const { return (due() && !m_idle && m_needs.entries) || (m_evict && m_needs.decodeSums && m_needs.sum != RowSum::attention); }
 
 void Branch::replayed(KvCache& cache) {
     for (std::size_t l = 0; l < m_planned.size(); ++l)
-        if (m_planned[l].chooses && !m_memories[l]) cache.countDropped(LayerIndex{static_cast<std::int32_t>(l)}, m_planned[l].plan.keep);
+        if (m_planned[l].chooses && !m_planned[l].told) cache.countKept(LayerIndex{static_cast<std::int32_t>(l)}, std::max(1, m_planned[l].plan.keep));
 }
 
 // What a step on the device evicted.
 void Branch::takeGone() {
-    const bool byMemory = m_memories.front() != nullptr; // only the device knows whether an entry went
-    if (m_planned.empty() || m_idle || !(m_options.recordEvictions || byMemory)) return;
-    const at::Tensor gone = m_gone.to(at::kCPU);
-    const auto rows = gone.accessor<std::int32_t, 2>();
-    for (std::int32_t l = 0; l < rows.size(0); ++l) {
+    const bool told = m_storedApart || std::ranges::any_of(m_planned, &LayerStep::told);
+    const bool any = !m_planned.empty() && !m_idle;
+    if (!told && !(any && m_options.recordEvictions)) return;
+    const at::Tensor gone = any ? m_gone.at(m_most).to(at::kCPU) : at::zeros({0, 0, 0, 0}, at::kInt);
+    const auto at = gone.accessor<std::int32_t, 4>();
+    for (std::int32_t l = 0; l < m_cache.layers(); ++l) {
         const LayerIndex layer{l};
-        if (!m_planned[static_cast<std::size_t>(l)].chooses) continue;
-        if (byMemory && rows[l][0] >= 0) m_cache.countDropped(layer, m_cache.layer(layer).maxHeld() - 1); // all heads alike
-        for (std::int32_t h = 0; m_options.recordEvictions && h < rows.size(1); ++h)
-            if (rows[l][h] >= 0) m_evictions.push_back({layer, HeadIndex{h}, {rows[l][h]}});
+        const LayerStep none, &step = any ? m_planned[static_cast<std::size_t>(l)] : none;
+        std::vector<std::vector<std::int32_t>> entries(static_cast<std::size_t>(m_cache.config().kvHeads));
+        for (std::size_t h = 0; step.chooses && h < entries.size(); ++h) {
+            std::vector<Position> positions;
+            for (std::int64_t i = 0, head = static_cast<std::int64_t>(h); i < step.choice.drops; ++i)
+                if (at[l][1][head][i] >= 0) positions.push_back(at[l][0][head][i]), entries[h].push_back(at[l][1][head][i]);
+            if (m_options.recordEvictions && !positions.empty()) m_evictions.push_back({layer, HeadIndex{static_cast<std::int32_t>(h)}, std::move(positions)});
+        }
+        if (step.told || m_storedApart) m_cache.countDropped(layer, entries);
     }
 }
 
@@ -346,6 +389,25 @@ void Branch::explain(const LayerView& view, const Plan& plan, const Place& here,
     }
 }
 
+// The same without the host. What it counts here is counted by replayed() when the step is.
+void Branch::dropOnDevice(const LayerView& view, KvCache& cache, const at::Tensor& statistic) {
+    const auto l = static_cast<std::size_t>(view.layer.value);
+    const LayerStep& step = m_planned[l];
+    const at::Tensor numbers = m_numbers[view.layer.value];
+    at::Tensor gone;
+    if (LayerMemory* memory = m_memories[l].get()) {
+        gone = cache.dropLowest(view.layer, {}, m_policy->stepLimits(view, numbers, *memory));
+    } else if (const at::Tensor scores = m_policy->score(view, step.plan, statistic); step.choice.one()) {
+        gone = cache.dropLowest(view.layer, scores, numbers);
+    } else {
+        const Dropped dropped = selectOnDevice(scores, cache.layer(view.layer), numbers, step.choice);
+        cache.compact(view.layer, dropped.index, dropped.counts);
+        gone = dropped.gone;
+    }
+    if (!step.told) cache.countKept(view.layer, std::max(1, step.plan.keep));
+    m_gone.at(m_most)[view.layer.value].narrow(2, 0, step.choice.drops).copy_(gone.view({2, -1, step.choice.drops}));
+}
+
 // view → score → select → compact, once per layer, right after its attention.
 void Branch::afterAttention(const LayerView& given, KvCache& cache) {
     if (!m_evict || m_policy->skips(given.layer)) return;
@@ -359,15 +421,7 @@ void Branch::afterAttention(const LayerView& given, KvCache& cache) {
     const at::Tensor statistic = m_needs.decodeSums ? layer.memory.at(Statistic) : at::Tensor();
     LayerMemory* memory = m_memories[static_cast<std::size_t>(view.layer.value)].get();
     if (!m_planned.empty()) {
-        const auto& [plan, chooses] = m_planned[static_cast<std::size_t>(view.layer.value)];
-        if (!chooses) return;
-        const at::Tensor numbers = m_numbers[view.layer.value];
-        at::Tensor gone;
-        if (memory)
-            gone = cache.dropLowest(view.layer, {}, m_policy->stepLimits(view, numbers, *memory), std::numeric_limits<std::int32_t>::max());
-        else
-            gone = cache.dropLowest(view.layer, m_policy->score(view, plan, statistic), numbers, plan.keep);
-        m_gone[view.layer.value].copy_(gone);
+        if (m_planned[static_cast<std::size_t>(view.layer.value)].chooses) dropOnDevice(view, cache, statistic);
         return;
     }
     if (due()) {

@@ -1,8 +1,11 @@
 // One lane: a policy acting on its own copy of a prefilled cache. The loop a newcomer reads first is Branch::afterAttention.
 #pragma once
 
+#include "engine/policy/select.h"
 #include "engine/session/decode_graph.h"
 #include "engine/session/snapshot.h"
+
+#include <map>
 
 namespace keepsight {
 
@@ -61,9 +64,14 @@ private:
     struct LayerStep {
         Plan plan;
         bool chooses = false;
+        bool told = false;   // only the device knows how many entries of which head went, until takeGone()
+        DeviceChoice choice; // unless a memory makes it
     };
     std::optional<std::string> planLayer(LayerIndex layer, LayerStep& step) const;
+    std::optional<std::string> storedStep(bool drops);
+    void bring(std::vector<LayerStep> steps);
     std::vector<std::int32_t> numbersOf(LayerIndex layer, const Plan& plan);
+    void dropOnDevice(const LayerView& view, KvCache& cache, const at::Tensor& statistic);
     bool due() const { return m_evict && m_policy->schedule().everySteps > 0 && m_steps % m_policy->schedule().everySteps == 0; }
     void takeGone();
     Place place(LayerIndex layer, std::int64_t held, std::int64_t fresh) const;
@@ -94,8 +102,10 @@ private:
     // Of a step that evicts on the device: what each layer does, numbers that tell the device, and what went.
     std::vector<LayerStep> m_planned;    // empty: evictions, if any, are the host's
     bool m_idle = false;                 // of these no layer chooses
+    bool m_storedApart = false;          // packed heads differ, and the cache waits for KvCache::countDropped()
     at::Tensor m_numbers, m_numbersHost; // [layers, n] int32: ops::drop_lowest's limits, or Policy::stepNumbers()
-    at::Tensor m_gone;                   // [layers, kvHeads] int32
+    std::map<std::int64_t, at::Tensor> m_gone; // by the most that a head loses: [layers, 2, kvHeads, most] int32, positions and entries
+    std::int64_t m_most = 1;             // the step's
     DecodeGraph m_graph;
 };
 

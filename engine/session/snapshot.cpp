@@ -28,7 +28,7 @@ at::Tensor outputChange(const LayerView& view, RowSum sum, std::int64_t rows) {
                                                               {RowSum::joint, ops::OutputChange::joint},
                                                               {RowSum::independent, ops::OutputChange::independent}};
     return ops::output_change(view.queries.narrow(1, have - rows, rows), view.keys, view.values, view.entries.positions, view.entries.lengths,
-                              view.queryPositions.narrow(0, have - rows, rows), view.scale, kinds.at(sum));
+                              view.queryPositions.narrow(0, have - rows, rows), view.scale, kinds.at(sum), rows == have ? &view.known : nullptr);
 }
 
 // Collects queries, column sums and maps while the prompt runs through the model.
@@ -38,7 +38,7 @@ public:
 
     ops::AttentionStats* wanted(LayerIndex layer, KvCache& cache, std::int64_t) override {
         const auto i = static_cast<std::size_t>(layer.value);
-        if (!m_s.m_options.columnSums && m_s.m_options.mapBin == 0) return nullptr;
+        if (!m_s.m_options.columnSums && m_s.m_options.mapBin == 0 && m_s.m_options.sums.empty()) return nullptr; // output changes start from the log-sum-exps
         m_stats = {};
         const auto options = at::TensorOptions().dtype(at::kFloat).device(m_s.m_inverse.device());
         if (m_s.m_options.columnSums) {

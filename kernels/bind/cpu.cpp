@@ -199,8 +199,8 @@ at::Tensor attentionRowsCpu(const at::Tensor& q, const at::Tensor& k, const at::
 }
 
 at::Tensor outputChangeCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
-                           const at::Tensor& queryPositions, double scale, int64_t kind) {
-    if (q.size(1) != 1) return outputChangeComposite(q, k, v, positions, lengths, queryPositions, scale, kind);
+                           const at::Tensor& queryPositions, double scale, int64_t kind, const std::optional<at::Tensor>& output, const std::optional<at::Tensor>& logSumExp) {
+    if (q.size(1) != 1) return outputChangeComposite(q, k, v, positions, lengths, queryPositions, scale, kind, output, logSumExp);
     AttentionInput input("output_change", q, k, &v, positions, lengths, queryPositions, scale);
     at::Tensor out = at::empty({q.size(0), k.size(1)}, q.options().dtype(at::kFloat));
     onCpu("output_change", [&](const CpuKernels& kernels) { kernels.outputChangeOne({input.args, static_cast<int>(kind), out.data_ptr<float>()}); });

@@ -10,7 +10,7 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 using Matvec = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double, bool);
-using Causal = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
+using Causal = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
                           int64_t, int64_t);
 using Sparse = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
                           const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t);
@@ -22,13 +22,14 @@ at::Tensor matvecComposite(const at::Tensor& x, const at::Tensor& weight, const 
     return residual ? out + *residual : out;
 }
 
-at::Tensor causalAttentionComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale, const OptionalTensor& columnSum,
-                                    const OptionalTensor& lastRows, const OptionalTensor& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
+std::tuple<at::Tensor, at::Tensor> causalAttentionComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale,
+                                                            const OptionalTensor& columnSum, const OptionalTensor& lastRows, const OptionalTensor& map, int64_t rowBegin,
+                                                            int64_t rowBin, int64_t colBin) {
     const auto ints = q.options().dtype(at::kInt);
     const at::Tensor positions = at::arange(k.size(1), ints).expand({k.size(0), k.size(1)}).contiguous(), lengths = at::full({k.size(0)}, held, ints);
     const auto orNone = [](const OptionalTensor& t) { return t ? *t : at::Tensor(); };
     AttentionStats stats{orNone(columnSum), orNone(lastRows), orNone(map), rowBegin, rowBin, colBin};
-    return attention(q, k, v, positions, lengths, at::arange(held - q.size(1), held, ints), scale, &stats);
+    return {attention(q, k, v, positions, lengths, at::arange(held - q.size(1), held, ints), scale, &stats), at::Tensor()};
 }
 
 at::Tensor ropeAppendComposite(const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values,
@@ -94,7 +95,9 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
         refuse(op, "held entries", "from the " + std::to_string(q.size(1)) + " queries' own to the capacity of " + std::to_string(k.size(1)), std::to_string(held));
     static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::causal_attention", "").typed<Causal>();
     const CheckedStats s = checkStats(op, stats, q, k);
-    return typed.call(q, k, v, held, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
+    auto [out, logSumExp] = typed.call(q, k, v, held, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
+    if (stats) stats->logSumExp = std::move(logSumExp);
+    return out;
 }
 
 at::Tensor rope_append(const at::Tensor& qkv, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values,
@@ -151,7 +154,7 @@ at::Tensor sparse_attention(const at::Tensor& q, const at::Tensor& k, const at::
 void defineDecodeOperators(torch::Library& m) {
     m.def("matvec(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, Tensor? residual, float eps, bool gated) -> Tensor");
     m.def("causal_attention(Tensor q, Tensor k, Tensor v, int held, float scale, Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, "
-          "int row_bin, int col_bin) -> Tensor");
+          "int row_bin, int col_bin) -> (Tensor output, Tensor log_sum_exp)"); // [Hq, S] fp32; undefined where no kernel leaves it
     m.def("sparse_attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor chosen, Tensor inverse_frequencies, Tensor query_position, float scale, "
           "Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, int row_bin, int col_bin) -> Tensor");
     m.def("rope_append(Tensor qkv, Tensor position, Tensor inverse_frequencies, Tensor(a!) keys, Tensor(b!) values, Tensor(c!) positions, Tensor(d!) lengths) -> Tensor");

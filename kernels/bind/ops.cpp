@@ -57,6 +57,19 @@ void checkIndex(const char* op, const at::Tensor& x, const at::Tensor& index, co
     checkSameDevice(op, "counts", counts, x);
 }
 
+// Tensors whose entries an eviction moves, [a multiple of the heads, C, …], and the heads' lengths.
+void checkMoved(const char* op, const at::Tensor& lengths, at::ArrayRef<at::Tensor> moved) {
+    if (moved.empty()) refuse(op, "entries", "at least one tensor of them", "none");
+    checkShape(op, "lengths", lengths, {Any});
+    checkType(op, "lengths", lengths, at::kInt);
+    const int64_t heads = lengths.size(0), capacity = moved[0].dim() >= 2 ? moved[0].size(1) : Any;
+    for (const at::Tensor& t : moved) {
+        if (t.dim() < 2 || t.size(1) != capacity || heads == 0 || t.size(0) % heads != 0)
+            refuse(op, "entries", "[a multiple of " + std::to_string(heads) + " heads, " + std::to_string(capacity) + ", ...]", shapeText(t.sizes()));
+        checkSameDevice(op, "entries", t, lengths);
+    }
+}
+
 } // namespace
 
 CheckedStats checkStats(const char* op, const AttentionStats* stats, const at::Tensor& q, const at::Tensor& k) {
@@ -97,13 +110,15 @@ void defineOperators(torch::Library& m) {
     m.def("ragged_attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor starts, Tensor lengths, int capacity, Tensor query_positions, float scale, "
           "Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, int row_bin, int col_bin) -> Tensor");
     m.def("attention_rows(Tensor queries, Tensor k, Tensor positions, Tensor lengths, Tensor query_positions, float scale) -> Tensor");
-    m.def("output_change(Tensor queries, Tensor k, Tensor v, Tensor positions, Tensor lengths, Tensor query_positions, float scale, int kind) -> Tensor");
+    m.def("output_change(Tensor queries, Tensor k, Tensor v, Tensor positions, Tensor lengths, Tensor query_positions, float scale, int kind, Tensor? output, "
+          "Tensor? log_sum_exp) -> Tensor");
     m.def("gather_entries(Tensor src, Tensor index, Tensor counts, int capacity) -> Tensor");
     m.def("compact_entries(Tensor(a!) x, Tensor index, Tensor counts) -> ()");
     m.def("append_entries(Tensor(a!) dst, Tensor src, Tensor lengths) -> ()");
     m.def("top_k(Tensor scores, Tensor counts, int k) -> Tensor");
     m.def("soft_vote(Tensor queries, Tensor keys, Tensor lengths, int begin, int newest, float scale) -> Tensor");
     m.def("drop_lowest(Tensor? scores, Tensor(a!) lengths, Tensor limits, Tensor(b!)[] moved) -> Tensor");
+    m.def("drop_entries(Tensor entries, Tensor(a!) lengths, Tensor(b!)[] moved) -> ()");
     defineQuantOperators(m);
     definePackedOperators(m);
 }
@@ -221,14 +236,23 @@ at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const 
 }
 
 at::Tensor output_change(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
-                         const at::Tensor& queryPositions, double scale, OutputChange kind) {
+                         const at::Tensor& queryPositions, double scale, OutputChange kind, const KnownAttention* known) {
     checkEntries("output_change", queries, k, positions, lengths, queryPositions);
     checkShape("output_change", "values", v, {k.size(0), k.size(1), k.size(2)});
     checkType("output_change", "values", v, queries.scalar_type());
     checkSameDevice("output_change", "values", v, queries);
-    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                             const at::Tensor&, double, int64_t)>("keepsight::output_change");
-    return op.call(queries, k, v, positions, lengths, queryPositions, scale, static_cast<int64_t>(kind));
+    OptionalTensor output, logSumExp;
+    if (known && known->output.defined() && known->logSumExp.defined()) {
+        output = known->output, logSumExp = known->logSumExp;
+        checkShape("output_change", "known output", *output, {queries.size(1), queries.size(0) * queries.size(2)});
+        checkType("output_change", "known output", *output, queries.scalar_type());
+        checkShape("output_change", "known log-sum-exp", *logSumExp, {queries.size(0), queries.size(1)});
+        checkType("output_change", "known log-sum-exp", *logSumExp, at::kFloat);
+        for (const OptionalTensor* t : {&output, &logSumExp}) checkSameDevice("output_change", "known output and log-sum-exp", **t, queries);
+    }
+    static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double, int64_t,
+                                             const OptionalTensor&, const OptionalTensor&)>("keepsight::output_change");
+    return op.call(queries, k, v, positions, lengths, queryPositions, scale, static_cast<int64_t>(kind), output, logSumExp);
 }
 
 at::Tensor top_k(const at::Tensor& scores, const at::Tensor& counts, int64_t k) {
@@ -264,17 +288,10 @@ at::Tensor soft_vote(const at::Tensor& queries, const at::Tensor& keys, const at
 
 at::Tensor drop_lowest(const std::optional<at::Tensor>& given, at::Tensor& lengths, const at::Tensor& limits, at::ArrayRef<at::Tensor> moved) {
     const char* op = "drop_lowest";
-    if (moved.empty()) refuse(op, "entries", "at least the positions", "none");
-    checkShape(op, "lengths", lengths, {Any});
-    checkType(op, "lengths", lengths, at::kInt);
+    checkMoved(op, lengths, moved);
     const int64_t heads = lengths.size(0), capacity = moved[0].dim() == 2 ? moved[0].size(1) : Any;
     checkShape(op, "positions", moved[0], {heads, capacity});
     checkType(op, "positions", moved[0], at::kInt);
-    for (const at::Tensor& t : moved) {
-        if (t.dim() < 2 || t.size(1) != capacity || heads == 0 || t.size(0) % heads != 0)
-            refuse(op, "entries", "[a multiple of " + std::to_string(heads) + " heads, " + std::to_string(capacity) + ", ...]", shapeText(t.sizes()));
-        checkSameDevice(op, "entries", t, lengths);
-    }
     checkShape(op, "limits", limits, {3});
     checkType(op, "limits", limits, at::kInt);
     checkSameDevice(op, "limits", limits, lengths);
@@ -286,6 +303,16 @@ at::Tensor drop_lowest(const std::optional<at::Tensor>& given, at::Tensor& lengt
     }
     static const auto typed = handle<at::Tensor(const OptionalTensor&, at::Tensor&, const at::Tensor&, at::TensorList)>("keepsight::drop_lowest");
     return typed.call(scores, lengths, limits, moved);
+}
+
+void drop_entries(const at::Tensor& entries, at::Tensor& lengths, at::ArrayRef<at::Tensor> moved) {
+    const char* op = "drop_entries";
+    checkMoved(op, lengths, moved);
+    checkShape(op, "entries that go", entries, {lengths.size(0)});
+    checkType(op, "entries that go", entries, at::kInt);
+    checkSameDevice(op, "entries that go", entries, lengths);
+    static const auto typed = handle<void(const at::Tensor&, at::Tensor&, at::TensorList)>("keepsight::drop_entries");
+    typed.call(entries, lengths, moved);
 }
 
 at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const at::Tensor& counts, int64_t capacity) {

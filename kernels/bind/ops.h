@@ -28,6 +28,8 @@ struct AttentionStats {
     at::Tensor lastRows;  // [Hq, R, C]: weights of the last R ≤ S queries, overwritten
     at::Tensor map;       // [Hkv, rows, cols] (or [Hq, …]): Σ of weights by bin of original positions, mean over the group if Hkv
     int64_t mapRowBegin = 0, rowBin = 1, colBin = 1; // bin of query position p: (p − mapRowBegin)/rowBin; of key position p: p/colBin
+    // causal_attention() on devices leaves here what its forward pass knows anyway: [Hq, S] fp32, log Σ exp of each query's logits. Undefined: not known.
+    at::Tensor logSumExp;
 };
 
 // Attention of S new queries over the held entries, GQA, causal by original position: query i sees entry t of its KV head iff
@@ -48,10 +50,15 @@ at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const 
 
 // How much the attention output would change without an entry, summed over the S queries: [Hq, C] fp32, 0 where not visible. With a the weight,
 // s the scaled logit, v the value, o the row's output: value Σ a²‖v‖² · key Σ (a·s)²‖v − o‖² · joint Σ ‖a·v + a·s·(v − o)‖² ·
-// independent value + key. Arguments as for attention(); computed in blocks of rows.
+// independent value + key. Arguments as for attention(); computed in blocks of rows. known: what attention() of these queries gave, if it is at hand;
+// devices then need no second forward pass.
 enum class OutputChange : int64_t { value, key, joint, independent };
+struct KnownAttention {
+    at::Tensor output;    // [S, Hq·D]
+    at::Tensor logSumExp; // [Hq, S] fp32
+};
 at::Tensor output_change(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
-                         const at::Tensor& queryPositions, double scale, OutputChange kind);
+                         const at::Tensor& queryPositions, double scale, OutputChange kind, const KnownAttention* known = nullptr);
 
 // The k highest of the first counts[h] scores of each row: indices, ascending, [H, k] int32, −1 behind where a row has fewer. scores [H, C] fp32, counts
 // [H] int32. Of equal scores the larger index wins; NaN counts as −inf. The same on every device, bit for bit.
@@ -105,15 +112,28 @@ at::Tensor rope_append(const at::Tensor& qkv, const at::Tensor& position, const 
 struct PackedSide {
     at::Tensor first, tail;  // [Hkv, …, D] in the query's type; undefined: none there
     at::Tensor codes;        // [Hkv, …, packedBytes(D)] uint8; undefined: none there
-    int64_t bits = 0;        // 2, 4 or 8
+    int64_t bits = 0;        // 2, 3, 4 or 8
     at::Tensor scale, zero;  // [Hkv, R, n] fp16, D/n neighbouring channels share one
     int64_t groupTokens = 1; // row r of scale and zero is for the codes from r · groupTokens on, that many
     at::Tensor counts;       // [3, Hkv] int32, where the query is
+    // Less usual forms; undefined: not these.
+    at::Tensor ends;         // [Hkv, R] int32 ascending, instead of groupTokens: row r is for the codes before ends[h, r], the last row for all that follow
+    at::Tensor levels;       // [2^bits] fp32: a code stands for levels[code] · scale + zero
+    at::Tensor exact, places, exactCounts; // [Hkv, M] of a 16-bit type, [Hkv, M] int32 ascending, [Hkv] int32: of head h the first exactCounts[h] exact
+                                           // values take the places of channels places % D of the codes places / D
+    at::Tensor rowExact, rowChannels;      // [Hkv, …, m] of a 16-bit type, uint8 or int16: the same where every code has m of them, in these channels
+    bool across = false;     // codes [1, g, packedBytes(W)], scale and zero [1, 1, W]: all heads' codes are one array, value f = (i + codes of the heads
+                             // before) · D + channel lies in row f / W, column f % W
+};
+// Keys that are stored before RoPE are turned on their way: by their position, or by their rank 0, 1, … among the head's entries.
+struct KeyTurn {
+    at::Tensor inverseFrequencies; // [D/2] fp32; undefined: keys are as they are attended to
+    bool byRank = false;
 };
 // attention() of one query, the newest, over such entries: codes are unpacked on their way, never written out. positions and lengths (of all three
-// parts together) are read for the statistics. q [Hq, 1, D] → [1, Hq·D].
+// parts together) are read for the statistics and for turning keys. q [Hq, 1, D] → [1, Hq·D].
 at::Tensor packed_attention(const at::Tensor& q, const PackedSide& keys, const PackedSide& values, const at::Tensor& positions, const at::Tensor& lengths,
-                            const at::Tensor& queryPosition, double scale, AttentionStats* stats = nullptr);
+                            const at::Tensor& queryPosition, double scale, AttentionStats* stats = nullptr, const KeyTurn& turn = {});
 
 // attention() of one query, the newest entry's own, over the entries `chosen` [n] int32 (ascending, one set for all heads), read where they lie: keys
 // before RoPE are turned by their rank 0 … n − 1 on their way, the query by n − 1. q [Hq, 1, D] before RoPE · k, v [Hkv, C, D] · positions [Hkv, C]
@@ -124,8 +144,10 @@ at::Tensor sparse_attention(const at::Tensor& q, const at::Tensor& k, const at::
 // Evicts one entry of each KV head that holds more than limits[0]: the lowest scored (of equal ones the oldest; NaN is −inf) behind the first
 // limits[1] and before the newest limits[2]; without scores the first of these. Of every tensor in `moved`, [H, C, …] with H a multiple of Hkv,
 // the entries behind it move up by one; lengths shrink. scores [Hkv, C] fp32 · lengths [Hkv] int32 · limits [3] int32, where the entries are, with
-// limits[1] + limits[2] ≤ limits[0] · moved[0] holds the positions. Returns the positions that went, [Hkv] int32, −1 where none did.
+// limits[1] + limits[2] ≤ limits[0] · moved[0] holds the positions. Returns what went, [2, Hkv] int32: positions, entries; −1 where none did.
 at::Tensor drop_lowest(const std::optional<at::Tensor>& scores, at::Tensor& lengths, const at::Tensor& limits, at::ArrayRef<at::Tensor> moved);
+// Evicts entry entries[h] of each KV head (−1 or behind its length: none) in the same way. entries, lengths [Hkv] int32 · moved as above, of any meaning.
+void drop_entries(const at::Tensor& entries, at::Tensor& lengths, at::ArrayRef<at::Tensor> moved);
 
 // Loads libkeepsight_cuda.so from beside the program once; false (and why) if there is no driver, no plug-in or it does not load.
 bool loadCuda(std::string* why = nullptr);

@@ -21,7 +21,8 @@ constexpr int64_t BlockRows = 128, BlockElements = int64_t{1} << 24; // of all q
 } // namespace
 
 at::Tensor outputChangeComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
-                                 const at::Tensor& queryPositions, double scale, int64_t kindNumber) {
+                                 const at::Tensor& queryPositions, double scale, int64_t kindNumber, const std::optional<at::Tensor>& /*output*/,
+                                 const std::optional<at::Tensor>& /*logSumExp*/) { // the weights are worked out again, exactly
     const auto kind = static_cast<OutputChange>(kindNumber);
     const int64_t heads = k.size(0), capacity = k.size(1), dim = k.size(2), queryHeads = q.size(0), group = queryHeads / heads, queries = q.size(1);
     at::Tensor out = at::zeros({queryHeads, capacity}, q.options().dtype(at::kFloat));

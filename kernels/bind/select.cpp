@@ -1,4 +1,4 @@
-// top_k, soft_vote and drop_lowest in ATen calls: right on any device, and what the CPU runs.
+// top_k, soft_vote, drop_lowest and drop_entries in ATen calls: right on any device, and what the CPU runs.
 #include "kernels/bind/implementations.h"
 
 #include <ATen/ATen.h>
@@ -45,6 +45,24 @@ at::Tensor softVoteComposite(const at::Tensor& queries, const at::Tensor& keys, 
     return out;
 }
 
+// Of every tensor what lies behind entry victim[h] moves up by one; a victim at the capacity: nothing does. victim [Hkv] int64.
+void moveUp(const at::Tensor& victim, at::TensorList moved) {
+    const int64_t heads = victim.size(0), capacity = moved[0].size(1);
+    const at::Tensor index = at::arange(capacity, victim.options()).unsqueeze(0);
+    const at::Tensor source = (index + (index >= victim.unsqueeze(1))).clamp_max(capacity - 1); // [Hkv, C]
+    for (const at::Tensor& t : moved) {
+        at::Tensor from = source.repeat_interleave(t.size(0) / heads, 0);
+        while (from.dim() < t.dim()) from = from.unsqueeze(-1);
+        t.copy_(t.gather(1, from.expand(t.sizes())));
+    }
+}
+
+void dropEntriesComposite(const at::Tensor& entries, at::Tensor& lengths, at::TensorList moved) {
+    const at::Tensor drops = (entries >= 0) & (entries < lengths);
+    if (moved[0].size(1) > 0) moveUp(at::where(drops, entries, moved[0].size(1)).to(at::kLong), moved);
+    lengths.sub_(drops.to(at::kInt));
+}
+
 at::Tensor dropLowestComposite(const std::optional<at::Tensor>& scores, at::Tensor& lengths, const at::Tensor& limits, at::TensorList moved) {
     constexpr int64_t Never = std::numeric_limits<int64_t>::max();
     const int64_t heads = lengths.size(0), capacity = moved[0].size(1);
@@ -54,14 +72,9 @@ at::Tensor dropLowestComposite(const std::optional<at::Tensor>& scores, at::Tens
     if (scores) order = orderOf(*scores) * (int64_t{1} << 32) + index;
     const at::Tensor victim = at::where(drops, order.masked_fill(offered.logical_not(), Never).argmin(1), capacity); // [Hkv]
     const at::Tensor gone = moved[0].gather(1, victim.clamp_max(capacity - 1).unsqueeze(1)).squeeze(1).masked_fill(drops.logical_not(), -1);
-    for (const at::Tensor& t : moved) {
-        const int64_t group = t.size(0) / heads;
-        at::Tensor from = (index + (index >= victim.unsqueeze(1))).clamp_max(capacity - 1).repeat_interleave(group, 0); // [H, C]
-        while (from.dim() < t.dim()) from = from.unsqueeze(-1);
-        t.copy_(t.gather(1, from.expand(t.sizes())));
-    }
+    moveUp(victim, moved);
     lengths.sub_(drops.to(at::kInt));
-    return gone;
+    return at::stack({gone, at::where(drops, victim, -1).to(at::kInt)});
 }
 
 } // namespace
@@ -69,6 +82,7 @@ at::Tensor dropLowestComposite(const std::optional<at::Tensor>& scores, at::Tens
 void registerSelect(torch::Library& library) {
     library.impl("top_k", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, topKComposite));
     library.impl("soft_vote", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, softVoteComposite));
+    library.impl("drop_entries", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, dropEntriesComposite));
     library.impl("drop_lowest", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, dropLowestComposite));
 }
 

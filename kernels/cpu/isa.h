@@ -12,6 +12,7 @@ void dequantize(const DequantizeArgs& args);
 void attention(const AttentionArgs& args);
 void attentionOne(const AttentionArgs& args); // queries == 1
 void packedAttention(const PackedAttentionArgs& args);
+void codedAttention(const PackedAttentionArgs& args); // the same for every form; packedAttention() calls it for the unusual ones
 void outputChangeOne(const OutputChangeArgs& args);
 void rmsNorm(const RmsNormArgs& args);
 void siluMul(const SiluMulArgs& args);

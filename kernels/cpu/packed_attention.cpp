@@ -248,6 +248,7 @@ KEEPSIGHT_INLINE void overParts(const Side& side, std::int64_t h, std::int64_t f
 } // namespace
 
 void packedAttention(const PackedAttentionArgs& packed) {
+    if (packed.unusual()) return codedAttention(packed);
     const AttentionArgs& args = packed.attention;
     const Side keys(packed.keys, args), values(packed.values, args);
     Buffer<std::int64_t> seen(args.kvHeads);

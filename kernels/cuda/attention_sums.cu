@@ -5,17 +5,16 @@
 // A block takes 128 keys of one query head and holds them as matrix-core fragments in registers; 64 queries at a time (32 with outputs) come
 // through shared memory, twice buffered. Keys are the rows of the product, so that a key's sum stays in the registers of one thread and its three
 // neighbours: no atomics and one fixed order, so that runs repeat bit for bit. Early keys are seen by most queries: their blocks come first.
-// Map cells are summed as 64-bit fixed point, which is exact in any order.
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch_change.h"
 #include "kernels/cuda/launch_decode.h"
+#include "kernels/cuda/map_cells.cuh"
 #include "kernels/cuda/tile.cuh"
 
 namespace keepsight::cuda {
 namespace {
 
 constexpr int Warps = 4, Threads = Warps * 32, Rows = 2, Keys = Warps * Rows * 16; // of a warp: tiles of 16 keys
-constexpr double MapScale = 1099511627776.0; // 2^40
 
 __device__ inline std::uint32_t sharedAddress(const void* p) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(p)); }
 
@@ -26,11 +25,6 @@ __device__ inline void copyAhead(void* to, const void* from, bool real) { // 16 
 
 __device__ inline void load4(std::uint32_t (&r)[4], const void* p) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(sharedAddress(p)));
-}
-
-__device__ inline float quadSum(float v) { // of four neighbouring threads
-    v += __shfl_xor_sync(0xffffffffu, v, 1);
-    return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
 template <class T> __device__ inline void multiply(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
@@ -58,8 +52,6 @@ template <class T, int Dim> __device__ inline void loadRows(T* tile, const T* fr
     asm volatile("cp.async.commit_group;");
 }
 
-enum class Sum { weights, squares, changes };
-
 template <int Dim, Sum Kind> struct SumsSizes { // with values beside the keys, half as many products of both fit the registers
     static constexpr int Operands = Kind == Sum::changes ? 2 : 1, Queries = 64 / Operands, Tile = Queries * Dim;
     static constexpr int Elements = (Operands * 2 * Queries > Keys ? Operands * 2 * Queries : Keys) * Dim;
@@ -73,7 +65,7 @@ template <class T, int Dim, Sum Kind> __global__ void __launch_bounds__(Threads,
     const AttentionSumsArgs& a = args.sums;
     extern __shared__ uint4 memory[];
     T* const tiles = reinterpret_cast<T*>(memory);            // two of [Queries, Dim], and two of outputs; first one of [Keys, Dim]
-    __shared__ float rowNorms[2][Queries], outputNorms[2][Queries], binSums[Keys];
+    __shared__ float rowNorms[2][Queries], outputNorms[2][Queries];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const std::int64_t head = blockIdx.y, keyBegin = static_cast<std::int64_t>(blockIdx.x) * Keys, past = a.held - a.queries;
     const T* q = static_cast<const T*>(a.q) + head * a.qHead;
@@ -108,6 +100,7 @@ template <class T, int Dim, Sum Kind> __global__ void __launch_bounds__(Threads,
             }
     }
 
+    const MapPart<Rows> cells(a, head, keyBegin + warp * Rows * 16);
     float total[Rows][2] = {}, bin[Rows][2] = {}; // of keys (warp·Rows + m)·16 + lane/4 (+ 8): of all queries, and of those of one map row
     const std::int64_t first = max(keyBegin - past, std::int64_t{0}); // the first query that sees the first key
     // Tiles do not cross the rows of a map.
@@ -187,23 +180,12 @@ template <class T, int Dim, Sum Kind> __global__ void __launch_bounds__(Threads,
             for (int half = 0; half < 2; ++half) {
                 total[m][half] += sums[m][half];
                 bin[m][half] = past + begin < a.mapRowBegin ? 0.0f : bin[m][half] + sums[m][half];
-                if (!binEnds) continue;
-                const float sum = quadSum(bin[m][half]);
-                if (lane % 4 == 0) binSums[(warp * Rows + m) * 16 + half * 8 + lane / 4] = sum;
-                bin[m][half] = 0;
             }
         if (binEnds) { // the same for every thread
-            __syncthreads();
-            const std::int64_t row = (past + begin - a.mapRowBegin) / a.rowBin, firstCell = keyBegin / a.columnBin, cell = firstCell + threadIdx.x;
-            const std::int64_t from = max(cell * a.columnBin, keyBegin) - keyBegin, to = min(min((cell + 1) * a.columnBin, keyBegin + Keys), a.held) - keyBegin;
-            if (row < a.mapRows && cell < a.mapColumns && from < to) {
-                double sum = 0;
-                for (std::int64_t i = from; i < to; ++i) sum += binSums[i];
-                const std::int64_t mapHead = head * a.mapHeads / a.queryHeads;
-                atomicAdd(a.map + (mapHead * a.mapRows + row) * a.mapColumns + cell, static_cast<unsigned long long>(sum * a.mapHeads / a.queryHeads * MapScale + 0.5));
-            }
+            cells.add(a, (past + begin - a.mapRowBegin) / a.rowBin, bin);
+            for (int m = 0; m < Rows; ++m) bin[m][0] = bin[m][1] = 0;
         }
-        __syncthreads(); // before the buffer, or the bins' sums, are written again
+        __syncthreads(); // before the buffer is written again
         begin = end, end = nextEnd, buffer ^= 1;
     }
     if (!a.columnSum) return;
@@ -226,6 +208,7 @@ template <class T, int Dim, Sum Kind> cudaError_t launch(const ChangeSumsArgs& a
 }
 
 template <Sum Kind> cudaError_t launchTyped(const ChangeSumsArgs& args, CudaElement element, cudaStream_t stream) {
+    if (const cudaError_t done = launchWarpgroupSums(args, Kind, element, stream); done != cudaErrorNotSupported) return done;
     const auto sized = [&](auto zero) {
         using T = decltype(zero);
         return args.sums.dim == 64 ? launch<T, 64, Kind>(args, stream) : launch<T, 128, Kind>(args, stream);

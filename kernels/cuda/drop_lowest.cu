@@ -20,13 +20,29 @@ struct Layout {
     std::int64_t blocks = 0, edges = 0;
 };
 
+int wordBytes(const DropLowestArgs::Moved& m) { // the widest of which rows are made
+    for (const int bytes : {16, 4, 2})
+        if (m.row % bytes == 0 && m.head % bytes == 0 && reinterpret_cast<std::uintptr_t>(m.data) % static_cast<unsigned>(bytes) == 0) return bytes;
+    return 1;
+}
+
+// f(word of that size)
+template <class F>
+__device__ void withWord(int bytes, const F& f) {
+    switch (bytes) {
+    case 16: return f(uint4{});
+    case 4: return f(unsigned{});
+    case 2: return f(static_cast<unsigned short>(0));
+    default: return f(static_cast<unsigned char>(0));
+    }
+}
+
 Layout layoutOf(const DropLowestArgs& a) {
     Layout out;
     for (int i = 0; i < a.count; ++i) {
         const DropLowestArgs::Moved& m = a.moved[i];
         Pieces& p = out.pieces[i];
-        const bool wide = m.row % 16 == 0 && m.head % 16 == 0 && reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0;
-        p.wordBytes = wide ? 16 : 4;
+        p.wordBytes = wordBytes(m);
         p.wordsPerRow = static_cast<int>(m.row / p.wordBytes);
         p.rows = std::max(1, Words / std::max(1, p.wordsPerRow));
         p.blocks = static_cast<int>((a.capacity + p.rows - 1) / p.rows);
@@ -68,16 +84,16 @@ __global__ void __launch_bounds__(FindThreads) find_kernel(const DropLowestArgs 
         const DropLowestArgs::Moved& m = a.moved[spot.tensor];
         const char* from = static_cast<const char*>(m.data) + spot.head * m.head + static_cast<std::int64_t>(spot.block) * p.rows * m.row;
         uint4* to = s.edges + p.edge + (spot.head * p.blocks + spot.block) * p.edgeWords;
-        for (int i = lane; i < p.wordsPerRow; i += 32)
-            if (p.wordBytes == 16)
-                to[i] = reinterpret_cast<const uint4*>(from)[i];
-            else
-                reinterpret_cast<unsigned*>(to)[i] = reinterpret_cast<const unsigned*>(from)[i];
+        withWord(p.wordBytes, [&](auto word) {
+            using Word = decltype(word);
+            for (int i = lane; i < p.wordsPerRow; i += 32) reinterpret_cast<Word*>(to)[i] = reinterpret_cast<const Word*>(from)[i];
+        });
         return;
     }
     __shared__ unsigned long long lowest[FindThreads / 32];
-    const int h = static_cast<int>(blockIdx.x), n = min(a.lengths[h], static_cast<int>(a.capacity)), begin = a.limits[1], end = n - a.limits[2];
-    const bool drops = n > a.limits[0] && begin < end;
+    const int h = static_cast<int>(blockIdx.x), n = min(a.lengths[h], static_cast<int>(a.capacity));
+    const int begin = a.entries ? max(a.entries[h], 0) : a.limits[1], end = a.entries ? n : n - a.limits[2];
+    const bool drops = begin < end && (a.entries ? a.entries[h] >= 0 : n > a.limits[0]);
     unsigned long long best = ~0ull;
     if (drops && a.scores) {
         const float* scores = a.scores + h * a.scoresHead;
@@ -95,12 +111,15 @@ __global__ void __launch_bounds__(FindThreads) find_kernel(const DropLowestArgs 
         best = min(best, lowest[i]);
     const int victim = drops ? static_cast<int>(best & 0xffffffffu) : static_cast<int>(a.capacity);
     s.victims[h] = victim;
-    a.gone[h] = drops ? reinterpret_cast<const std::int32_t*>(static_cast<const char*>(a.moved[0].data) + h * a.moved[0].head)[victim] : -1;
+    if (a.gone) {
+        a.gone[h] = drops ? reinterpret_cast<const std::int32_t*>(static_cast<const char*>(a.moved[0].data) + h * a.moved[0].head)[victim] : -1;
+        a.gone[a.kvHeads + h] = drops ? victim : -1;
+    }
     if (drops) a.lengths[h] = n - 1;
 }
 
 template <class Word>
-__device__ void move(const DropLowestArgs& a, const DropLowestScratch& s, const Pieces& p, const DropLowestArgs::Moved& m, std::int64_t head, int block, int from, int to) {
+__device__ void move(const DropLowestScratch& s, const Pieces& p, const DropLowestArgs::Moved& m, std::int64_t head, int block, int from, int to) {
     Word words[Each];
     Word* rows = reinterpret_cast<Word*>(static_cast<char*>(m.data) + head * m.head);
     const Word* next = reinterpret_cast<const Word*>(s.edges + p.edge + (head * p.blocks + block + 1) * p.edgeWords);
@@ -126,10 +145,7 @@ __global__ void __launch_bounds__(MoveThreads) move_kernel(const DropLowestArgs 
     const DropLowestArgs::Moved& m = a.moved[spot.tensor];
     const int h = static_cast<int>(spot.head / (m.heads / a.kvHeads)), from = s.victims[h], to = a.lengths[h]; // rows [from, to) change
     if (from >= to || (spot.block + 1) * p.rows <= from || spot.block * p.rows >= to) return;
-    if (p.wordBytes == 16)
-        move<uint4>(a, s, p, m, spot.head, spot.block, from, to);
-    else
-        move<unsigned>(a, s, p, m, spot.head, spot.block, from, to);
+    withWord(p.wordBytes, [&](auto word) { move<decltype(word)>(s, p, m, spot.head, spot.block, from, to); });
 }
 
 } // namespace
@@ -138,7 +154,7 @@ std::int64_t dropLowestEdges(const DropLowestArgs& args) { return layoutOf(args)
 
 bool takesDropLowest(const DropLowestArgs& args) {
     return std::all_of(args.moved, args.moved + args.count, [](const DropLowestArgs::Moved& m) {
-        return m.row > 0 && m.row % 4 == 0 && m.head % 4 == 0 && reinterpret_cast<std::uintptr_t>(m.data) % 4 == 0 && m.row <= 4 * Words;
+        return m.row > 0 && m.row <= wordBytes(m) * Words;
     });
 }
 

@@ -27,4 +27,8 @@ struct ChangeSumsArgs {
 bool takesChangeSums(const ChangeSumsArgs& args, CudaElement element);
 cudaError_t launchChangeSums(const ChangeSumsArgs& args, CudaElement element, cudaStream_t stream);
 
+// The same sums of many queries on compute capability 9.0 (warpgroup_sums.cu); cudaErrorNotSupported: not this device, or not these arguments.
+enum class Sum { weights, squares, changes };
+cudaError_t launchWarpgroupSums(const ChangeSumsArgs& args, Sum kind, CudaElement element, cudaStream_t stream);
+
 } // namespace keepsight::cuda

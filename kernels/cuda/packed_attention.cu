@@ -9,6 +9,7 @@
 #include "kernels/cuda/decode_walks.cuh"
 #include "kernels/cuda/launch_decode.h"
 #include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/packed_cuts.cuh"
 #include "kernels/cuda/packed_tile.cuh"
 
 #include <algorithm>
@@ -16,47 +17,12 @@
 namespace keepsight::cuda {
 namespace {
 
-constexpr int Segments = 5; // of a head
 // Warps of a block, fewer where shared memory is short: few bits leave the processor more to do than the memory, and room for more of them.
 template <int Bits>
 constexpr int Warps = Bits == 8 ? 8 : 12;
 constexpr int Held = 1; // heads in hand: a second one would take the place of units on their way
 template <class T, int Dim, int Bits>
 using PackedWalks = DecodeWalks<T, Dim, Warps<Bits>, Held>;
-
-struct Segment {          // one source of keys, one of values
-    int unitsEnd, origin; // units of the head before its end; unit u starts at entry origin + rows · u
-    int begin, end;       // entries
-};
-struct Cuts { // entries of a head before these: exact, then codes
-    int keysFirst, keysTail, valuesFirst, valuesTail;
-};
-
-// Of one head, by one thread; returns its units.
-__device__ int cutHead(const PackedAttentionArgs& a, int head, int codeRows, bool byChannel, Cuts& cuts, Segment* segments) {
-    const int heads = static_cast<int>(a.attention.kvHeads);
-    int k[3], v[3];
-#pragma unroll
-    for (int i = 0; i < 3; ++i)
-        k[i] = max(a.keys.counts[i * heads + head], 0), v[i] = max(a.values.counts[i * heads + head], 0);
-    const int n = min(k[0] + k[1] + k[2], v[0] + v[1] + v[2]);
-    cuts = {min(k[0], n), min(k[0] + k[1], n), min(v[0], n), min(v[0] + v[1], n)};
-    const int low = max(cuts.keysFirst, cuts.valuesFirst), high = min(cuts.keysTail, cuts.valuesTail);
-    const int places[Segments + 1] = {
-        0, min(cuts.keysFirst, cuts.valuesFirst), min(low, high), max(low, high), max(cuts.keysTail, cuts.valuesTail), n};
-    int units = 0;
-#pragma unroll
-    for (int i = 0; i < Segments; ++i) {
-        const int begin = places[i], end = places[i + 1];
-        const bool keys = begin >= cuts.keysFirst && begin < cuts.keysTail, values = begin >= cuts.valuesFirst && begin < cuts.valuesTail;
-        const int rows = keys && values ? codeRows : ExactRows;
-        const int from = keys && byChannel ? begin - (begin - cuts.keysFirst) % rows : begin; // within the groups of tokens
-        const int origin = from - units * rows;
-        if (begin < end) units += (end - from + rows - 1) / rows;
-        segments[i] = {units, origin, begin, end};
-    }
-    return units;
-}
 
 // A warp's ring of units. Each starts with an int4: the entry of row 0; low | high << 8 | Keys or Values that are codes; where the rows of
 // scale and zero of row 0 are in the keys' and in the values' part. Rows low … high − 1 are entries.
@@ -241,7 +207,7 @@ __global__ void __launch_bounds__(Warps<Bits> * 32, 1)
     const int groupShift = groupTokens & (groupTokens - 1) ? -1 : __ffs(groupTokens) - 1;
     if (warp == 0)
         flattenHeads(static_cast<int>(a.kvHeads), parts, 1, units, first,
-                     [&](int h) { return h < a.kvHeads ? cutHead(args, h, codeRows, ByChannel, cuts[h], segments + h * Segments) : 0; });
+                     [&](int h) { return h < a.kvHeads ? cutHead(args, h, codeRows, ExactRows, ByChannel, cuts[h], segments + h * Segments) : 0; });
     __syncthreads();
     const int tiles = first[walks], blocks = blocksFor(first, walks, min(warps, MaxWarps), static_cast<int>(gridDim.x)),
               block = static_cast<int>(blockIdx.x);
@@ -418,7 +384,7 @@ bool takesSide(const PackedSideArgs& side, std::int64_t dim, bool ofKeys) {
 
 bool takesPackedAttention(const PackedAttentionArgs& args, CudaElement element) {
     const AttentionArgs& a = args.attention;
-    if (element == CudaElement::f32 || (a.dim != 64 && a.dim != 128) || a.queries != 1 || a.map || a.lastCount > 1) return false;
+    if (args.unusual() || element == CudaElement::f32 || (a.dim != 64 && a.dim != 128) || a.queries != 1 || a.map || a.lastCount > 1) return false;
     if (!inTiles(a.q.data, a.q.head)) return false;
     if (args.keys.codes && args.values.codes && args.keys.bits != args.values.bits) return false;
     return takesSide(args.keys, a.dim, true) && takesSide(args.values, a.dim, false);

@@ -207,31 +207,48 @@ at::Tensor softVote(const at::Tensor& queries, const at::Tensor& keys, const at:
     return vote;
 }
 
-at::Tensor dropLowest(const OptionalTensor& scores, at::Tensor& lengths, const at::Tensor& limits, at::TensorList moved) {
-    const auto inAtenCalls = [&] { return composite<decltype(dropLowest)>("drop_lowest", scores, lengths, limits, moved); };
-    const bool dense = std::ranges::all_of(moved, [](const at::Tensor& t) { return t.select(0, 0).is_contiguous(); }) && (!scores || scores->stride(1) == 1);
-    if (moved.size() > DropLowestArgs::MostMoved || !dense || !lengths.is_contiguous() || !limits.is_contiguous()) return inAtenCalls();
-    const c10::cuda::CUDAGuard guard(lengths.device());
-    at::Tensor gone = at::empty_like(lengths);
-    DropLowestArgs a;
-    if (scores) a.scores = scores->const_data_ptr<float>(), a.scoresHead = scores->stride(0);
+bool entriesDense(at::TensorList moved) {
+    return moved.size() <= DropLowestArgs::MostMoved && std::ranges::all_of(moved, [](const at::Tensor& t) { return t.select(0, 0).is_contiguous(); });
+}
+
+// What both evictions describe alike; false: a layout that the kernel does not take.
+bool drop(const char* operation, DropLowestArgs& a, const at::Tensor& lengths, at::TensorList moved) {
     a.kvHeads = lengths.size(0);
     a.capacity = moved[0].size(1);
-    a.limits = limits.const_data_ptr<std::int32_t>();
     a.lengths = lengths.mutable_data_ptr<std::int32_t>();
-    a.gone = gone.mutable_data_ptr<std::int32_t>();
     for (const at::Tensor& t : moved) {
         const std::int64_t size = static_cast<std::int64_t>(t.element_size());
         a.moved[a.count++] = {t.mutable_data_ptr(), t.stride(0) * size, t.numel() / std::max<std::int64_t>(1, t.size(0) * t.size(1)) * size, t.size(0)};
     }
-    if (!takesDropLowest(a)) return inAtenCalls();
+    if (!takesDropLowest(a)) return false;
     DropLowestScratch s;
     Scratch scratch;
     scratch.add(s.victims, a.kvHeads);
     scratch.add(s.edges, dropLowestEdges(a));
     scratch.allocate(lengths);
-    check(launchDropLowest(a, s, stream()), "drop_lowest");
-    return gone;
+    check(launchDropLowest(a, s, stream()), operation);
+    return true;
+}
+
+at::Tensor dropLowest(const OptionalTensor& scores, at::Tensor& lengths, const at::Tensor& limits, at::TensorList moved) {
+    const c10::cuda::CUDAGuard guard(lengths.device());
+    at::Tensor gone = at::empty({2, lengths.size(0)}, lengths.options());
+    DropLowestArgs a;
+    if (scores) a.scores = scores->const_data_ptr<float>(), a.scoresHead = scores->stride(0);
+    a.limits = limits.const_data_ptr<std::int32_t>();
+    a.gone = gone.mutable_data_ptr<std::int32_t>();
+    const bool dense = entriesDense(moved) && (!scores || scores->stride(1) == 1) && lengths.is_contiguous() && limits.is_contiguous();
+    if (dense && drop("drop_lowest", a, lengths, moved)) return gone;
+    return composite<decltype(dropLowest)>("drop_lowest", scores, lengths, limits, moved);
+}
+
+void dropEntries(const at::Tensor& entries, at::Tensor& lengths, at::TensorList moved) {
+    const c10::cuda::CUDAGuard guard(lengths.device());
+    const at::Tensor which = entries.contiguous();
+    DropLowestArgs a;
+    a.entries = which.const_data_ptr<std::int32_t>();
+    if (entriesDense(moved) && lengths.is_contiguous() && drop("drop_entries", a, lengths, moved)) return;
+    composite<decltype(dropEntries)>("drop_entries", entries, lengths, moved);
 }
 
 } // namespace
@@ -248,6 +265,7 @@ TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
     m.impl("top_k", topK);
     m.impl("soft_vote", softVote);
     m.impl("drop_lowest", dropLowest);
+    m.impl("drop_entries", dropEntries);
 }
 
 } // namespace keepsight::cuda

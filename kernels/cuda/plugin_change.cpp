@@ -47,13 +47,14 @@ std::int64_t heldByAll(const at::Tensor& positions, const at::Tensor& lengths, c
 at::Tensor squaredNorms(const at::Tensor& x) { return at::linalg_vector_norm(x, 2, {-1}, false, at::kFloat).square_(); }
 
 at::Tensor outputChange(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
-                        const at::Tensor& queryPositions, double scale, int64_t kind) {
+                        const at::Tensor& queryPositions, double scale, int64_t kind, const OptionalTensor& output, const OptionalTensor& logSumExp) {
     const c10::cuda::CUDAGuard guard(q.device());
-    const auto inAtenCalls = [&](std::int64_t rows) { // the first ones
-        const at::Tensor first = q.narrow(1, 0, rows), now = queryPositions.narrow(0, 0, rows);
-        return composite<decltype(outputChange)>("output_change", first, k, v, positions, lengths, now, scale, kind);
+    const auto rowsInAtenCalls = [&](std::int64_t begin, std::int64_t rows, std::int64_t entries) { // of the first entries
+        return composite<decltype(outputChange)>("output_change", q.narrow(1, begin, rows), k.narrow(1, 0, entries), v.narrow(1, 0, entries), positions.narrow(1, 0, entries), lengths,
+                                                 queryPositions.narrow(0, begin, rows), scale, kind, OptionalTensor(), OptionalTensor());
     };
     const std::int64_t count = q.size(1), capacity = k.size(1), dim = q.size(2);
+    const auto inAtenCalls = [&] { return rowsInAtenCalls(0, count, capacity); };
     if (count == 1 && capacity > 0 && hasHeadSize(dim)) return changeOfOne(q, k, v, positions, lengths, queryPositions, scale, kind);
     ChangeSumsArgs args;
     AttentionSumsArgs& a = args.sums;
@@ -67,30 +68,42 @@ at::Tensor outputChange(const at::Tensor& q, const at::Tensor& k, const at::Tens
     args.v = v.const_data_ptr(), args.vHead = v.stride(0), args.vRow = v.stride(1);
     constexpr std::int64_t FewRows = 32; // ATen's calls are as fast
     const bool dense = q.stride(2) == 1 && k.stride(2) == 1 && v.stride(2) == 1;
-    if (!dense || count < FewRows || count > capacity || (dim != 64 && dim != 128) || q.scalar_type() == at::kFloat) return inAtenCalls(count);
+    if (!dense || count < FewRows || count > capacity || (dim != 64 && dim != 128) || q.scalar_type() == at::kFloat) return inAtenCalls();
     const std::int64_t held = heldByAll(positions, lengths, queryPositions);
-    if (held < count) return inAtenCalls(count);
+    if (held < count) return inAtenCalls();
 
     // Where little is seen, the rounding of a fused attention's weights shows in differences from its output.
     constexpr std::int64_t MuchSeen = 256;
     const std::int64_t exact = kind == ValueOnly ? 0 : std::clamp<std::int64_t>(MuchSeen - (held - count), 0, count);
-    if (exact == count) return inAtenCalls(count);
+    if (exact == count) return inAtenCalls();
     const at::Tensor queries = q.narrow(1, exact, count - exact), values = v.narrow(1, 0, held);
-    const auto [outputs, logSums] = fusedCausal(queries, k, v, held, scale);
+    at::Tensor outputs, logSums; // [Hq, S, D], [Hq, S], of these queries
+    if (output && logSumExp) {
+        outputs = output->reshape({count, q.size(0), dim}).transpose(0, 1).narrow(1, exact, count - exact);
+        logSums = logSumExp->narrow(1, exact, count - exact).contiguous();
+    } else {
+        const auto [attended, norms] = fusedCausal(queries, k, v, held, scale);
+        outputs = attended.squeeze(0), logSums = norms;
+    }
     const at::Tensor valueNorms = squaredNorms(values);
-    at::Tensor change = exact > 0 ? inAtenCalls(exact) : at::zeros({q.size(0), capacity}, logSums.options()), o, outputNorms;
+    at::Tensor change = at::zeros({q.size(0), capacity}, logSums.options()), o, outputNorms;
     a.q = queries.const_data_ptr();
     a.queries = count - exact;
     a.held = held;
     a.logSumExp = logSums.const_data_ptr<float>();
     a.columnSum = change.mutable_data_ptr<float>(), a.columnSumHead = capacity;
     if (kind != ValueOnly) {
-        o = inTiles(outputs.squeeze(0)), outputNorms = squaredNorms(o).contiguous();
+        o = inTiles(outputs), outputNorms = squaredNorms(o).contiguous();
         args.o = o.const_data_ptr(), args.oHead = o.stride(0), args.oRow = o.stride(1);
         args.valueNorms = valueNorms.const_data_ptr<float>(), args.outputNorms = outputNorms.const_data_ptr<float>();
     }
-    if (!takesChangeSums(args, elementOf(q))) return inAtenCalls(count);
+    if (!takesChangeSums(args, elementOf(q))) return inAtenCalls();
     check(launchChangeSums(args, elementOf(q), stream()), "output_change");
+    constexpr std::int64_t Block = 128; // rows: the host then has nothing to wait for
+    for (std::int64_t begin = 0; begin < exact; begin += Block) {
+        const std::int64_t rows = std::min(Block, exact - begin), seen = held - count + begin + rows;
+        change.narrow(1, 0, seen).add_(rowsInAtenCalls(begin, rows, seen));
+    }
     if (kind == ValueOnly) change.view({k.size(0), -1, capacity}).narrow(2, 0, held).mul_(valueNorms.unsqueeze(1));
     return change;
 }

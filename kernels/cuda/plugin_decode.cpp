@@ -67,19 +67,31 @@ at::Tensor ropeAppend(const at::Tensor& input, const at::Tensor& position, const
 
 // Out [1, Hq, S, D] and log-sum-exp [1, Hq, S] fp32 of torch's fused attention: cuDNN's where it takes the shape, else FlashAttention's.
 std::pair<at::Tensor, at::Tensor> fused(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal, double scale) {
-    static std::atomic<bool> cudnn{true};
-    if (cudnn && q.size(2) > 256) { // a plan for every shape is not worth it for few queries
-        try {
-            const std::int64_t group = q.size(1) / k.size(1);
-            const auto copied = [&](const at::Tensor& x) { return group > 1 ? x.repeat_interleave(group, 1) : x; };
-            const auto out = at::_scaled_dot_product_cudnn_attention(q, copied(k), copied(v), {}, true, 0.0, causal, false, scale);
-            return {std::get<0>(out), std::get<1>(out).reshape({1, q.size(1), q.size(2)})};
-        } catch (const c10::Error&) { // an older GPU, or a head size it has no plan for
-            cudnn = false;
-        }
+    static std::atomic<bool> cudnn{true}, grouped{true};
+    if (q.size(2) > 256) { // a plan for every shape is not worth it for few queries
+        const auto form = [&](std::atomic<bool>& works, std::int64_t copies) -> std::optional<std::pair<at::Tensor, at::Tensor>> {
+            const auto copied = [&](const at::Tensor& x) { return copies > 1 ? x.repeat_interleave(copies, 1) : x; };
+            try {
+                const auto out = at::_scaled_dot_product_cudnn_attention(q, copied(k), copied(v), {}, true, 0.0, causal, false, scale);
+                return std::pair(std::get<0>(out), std::get<1>(out).reshape({1, q.size(1), q.size(2)}));
+            } catch (const c10::Error&) { // an older GPU, or a head size it has no plan for
+                works = false;
+                return std::nullopt;
+            }
+        };
+        const std::int64_t group = q.size(1) / k.size(1);
+        if (cudnn && group > 1 && grouped)
+            if (auto out = form(grouped, 1)) return *out;
+        if (cudnn)
+            if (auto out = form(cudnn, group)) return *out;
     }
     const auto out = at::_scaled_dot_product_flash_attention(q, k, v, 0.0, causal, false, scale);
     return {std::get<0>(out), std::get<1>(out)};
+}
+
+// Heads of rows as rows of heads: [1, Hq, S, D] of a 16-bit type, D in whole fours → [S, Hq·D]; a copy, where it takes one, in words of 8 bytes.
+at::Tensor inRows(const at::Tensor& heads) {
+    return heads.squeeze(0).view(at::kDouble).transpose(0, 1).reshape({heads.size(2), -1}).view(heads.scalar_type());
 }
 
 } // namespace
@@ -103,8 +115,8 @@ std::pair<at::Tensor, at::Tensor> fusedCausal(const at::Tensor& q, const at::Ten
 
 namespace {
 
-at::Tensor causalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale, const OptionalTensor& columnSum,
-                           const OptionalTensor& lastRows, const OptionalTensor& map, int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
+std::tuple<at::Tensor, at::Tensor> causalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale, const OptionalTensor& columnSum,
+                                                   const OptionalTensor& lastRows, const OptionalTensor& map, int64_t mapRowBegin, int64_t rowBin, int64_t colBin) {
     const c10::cuda::CUDAGuard guard(q.device());
     const std::int64_t count = q.size(1), dim = q.size(2);
     AttentionSumsArgs a;
@@ -146,7 +158,7 @@ at::Tensor causalAttention(const at::Tensor& q, const at::Tensor& k, const at::T
         static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::attention_rows", "").typed<Signature>();
         lastRows->copy_(op.call(q.narrow(1, count - rows, rows), k, positions, lengths, at::arange(held - rows, held, ints), scale));
     }
-    return out.squeeze(0).transpose(0, 1).reshape({count, q.size(0) * dim});
+    return {inRows(out), norms.squeeze(0)};
 }
 
 at::Tensor sparseAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& chosen,

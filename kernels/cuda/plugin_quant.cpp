@@ -51,25 +51,29 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> packGroups(const at::Tensor& x, i
     return {codes, scale, zero};
 }
 
-at::Tensor packedAttention(const at::Tensor& q, const ops::PackedTensors& keyTensors, int64_t keyBits, int64_t keyGroupTokens, const ops::PackedTensors& valueTensors,
-                           int64_t valueBits, int64_t valueGroupTokens, const at::Tensor& positions, const at::Tensor& lengths, const at::Tensor& queryPosition, double scale,
+at::Tensor packedAttention(const at::Tensor& q, const ops::PackedTensors& keyTensors, int64_t keyBits, int64_t keyGroupTokens, bool keysAcross,
+                           const ops::PackedTensors& valueTensors, int64_t valueBits, int64_t valueGroupTokens, bool valuesAcross, const at::Tensor& positions,
+                           const at::Tensor& lengths, const at::Tensor& queryPosition, double scale, const OptionalTensor& inverseFrequencies, bool byRank,
                            const OptionalTensor& columnSum, const OptionalTensor& lastRows, const OptionalTensor& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
     const c10::cuda::CUDAGuard guard(q.device());
-    const ops::PackedSide keys = ops::packedSide(keyTensors, keyBits, keyGroupTokens), values = ops::packedSide(valueTensors, valueBits, valueGroupTokens);
-    const at::Tensor query = q.contiguous(), places = positions.contiguous(), held = lengths.contiguous();
+    const ops::PackedSide keys = ops::packedSide(keyTensors, keyBits, keyGroupTokens, keysAcross), values = ops::packedSide(valueTensors, valueBits, valueGroupTokens, valuesAcross);
+    const at::Tensor query = q.contiguous(), places = positions.contiguous(), held = lengths.contiguous(), frequencies = inverseFrequencies ? inverseFrequencies->contiguous() : at::Tensor();
     PackedAttentionArgs p;
     p.keys = ops::packedSideArgs(keys), p.values = ops::packedSideArgs(values);
+    if (inverseFrequencies) p.turn = {frequencies.const_data_ptr<float>(), byRank};
     AttentionArgs& a = p.attention;
     describeQuery(a, query, positions.size(0), positions.size(1), queryPosition, scale);
     a.positions = places.const_data_ptr<std::int32_t>();
     a.lengths = held.const_data_ptr<std::int32_t>();
-    if (!takesPackedAttention(p, elementOf(q)))
-        return composite<decltype(packedAttention)>("packed_attention", q, keyTensors, keyBits, keyGroupTokens, valueTensors, valueBits, valueGroupTokens, positions, lengths,
-                                                    queryPosition, scale, columnSum, lastRows, map, rowBegin, rowBin, colBin);
+    const bool fast = takesPackedAttention(p, elementOf(q));
+    if (!fast && !takesCodedAttention(p, elementOf(q)))
+        return composite<decltype(packedAttention)>("packed_attention", q, keyTensors, keyBits, keyGroupTokens, keysAcross, valueTensors, valueBits, valueGroupTokens, valuesAcross,
+                                                    positions, lengths, queryPosition, scale, inverseFrequencies, byRank, columnSum, lastRows, map, rowBegin, rowBin, colBin);
     at::Tensor out = at::empty({1, q.size(0) * q.size(2)}, q.options());
     a.out = out.mutable_data_ptr();
-    decodeOne("packed_attention", a, q, columnSum, lastRows, map, {rowBegin, rowBin, colBin},
-              [&](const DecodeScratch& s, const CudaDevice& device) { return launchPackedAttention(p, elementOf(q), s, device, stream()); });
+    decodeOne("packed_attention", a, q, columnSum, lastRows, map, {rowBegin, rowBin, colBin}, [&](const DecodeScratch& s, const CudaDevice& device) {
+        return (fast ? launchPackedAttention : launchCodedAttention)(p, elementOf(q), s, device, stream());
+    });
     return out;
 }
 

@@ -4,7 +4,7 @@
 // Llama-3-8B shape: 32 query and 8 KV heads of 128, bf16, batch 1. Every run finds a cold L2: a buffer larger than it is written first, and
 // another one read, so that no written lines are left (--dirty: only written; what it left is then written back during the run). Median of
 // many, from device events. floor: the bytes that must be read, at this run's copy bandwidth.
-//   gpu_bench [--json FILE] [--dirty] [decode] [ragged] [packed] [statistics] [prefill] [sparse] [change] [top_k] [vote] [drop] [matvec]
+//   gpu_bench [--json FILE] [--dirty] [decode] [ragged] [packed] [coded] [statistics] [prefill] [sparse] [change] [top_k] [vote] [drop] [matvec]
 #include "kernels/bind/ops.h"
 #include "kernels/quant.h"
 
@@ -168,18 +168,73 @@ void packed(Bench& bench) {
     }
 }
 
-// What a prompt's statistics cost beside its attention: column sums and maps of 256² bins; peer: cuDNN's forward alone, so "peer/" is the reverse of
-// what is added plus one.
+// KVQuant's layout: keys before RoPE with learnt levels, one span a channel and 1 % exact values, values by token with two exact ones; HQQ's axis 0, groups
+// of 64 over all heads; 3 bits by channel in groups of 32 tokens; groups that lost entries.
+void coded(Bench& bench) {
+    for (const int64_t context : {4096, 32768, 131072}) {
+        const Cache plain(context);
+        const int64_t n = context - 1;
+        const at::Tensor counts = at::tensor({int64_t{1}, n, int64_t{0}}, at::kInt).unsqueeze(1).expand({3, KvHeads}).contiguous().to(at::kCUDA);
+        const auto side = [&](int bits, int64_t rows, int64_t groups, int64_t tokens) {
+            ops::PackedSide s;
+            s.codes = at::randint(0, 256, {KvHeads, n, packedBytes(HeadSize, bits)}, on(at::kByte));
+            s.bits = bits, s.groupTokens = tokens, s.counts = counts, s.first = at::randn({KvHeads, 1, HeadSize}, on(at::kBFloat16));
+            s.scale = at::rand({KvHeads, rows, groups}, on(at::kHalf)) * 0.1, s.zero = at::randn({KvHeads, rows, groups}, on(at::kHalf)) * 0.1;
+            return s;
+        };
+        const auto across = [&] {
+            ops::PackedSide s;
+            const int64_t width = KvHeads * n * HeadSize / 64;
+            s.codes = at::randint(0, 256, {1, 64, packedBytes(width, 4)}, on(at::kByte));
+            s.bits = 4, s.across = true, s.counts = counts, s.first = at::randn({KvHeads, 1, HeadSize}, on(at::kBFloat16));
+            s.scale = at::rand({1, 1, width}, on(at::kHalf)) * 0.1, s.zero = at::randn({1, 1, width}, on(at::kHalf)) * 0.1;
+            return s;
+        };
+        const auto row = [&](const std::string& name, const ops::PackedSide& keys, const ops::PackedSide& values, const ops::KeyTurn& turn) {
+            double bytes = 0;
+            for (const ops::PackedSide* s : {&keys, &values})
+                for (const at::Tensor* t : {&s->codes, &s->scale, &s->zero, &s->exact, &s->places, &s->rowExact, &s->rowChannels})
+                    if (t->defined()) bytes += static_cast<double>(t->nbytes());
+            bench.row(name + ", " + std::to_string(context) + "; peer: ours, bf16", bytes,
+                      [&] { ops::packed_attention(plain.q, keys, values, plain.positions, plain.lengths, plain.now, 0.0884, nullptr, turn); }, {plain.attention()});
+        };
+        const ops::KeyTurn turn{at::pow(at::Scalar(500000.0), -at::arange(0, HeadSize, 2, on(at::kFloat)) / HeadSize)};
+        for (const int bits : {4, 3}) {
+            ops::PackedSide keys = side(bits, 1, HeadSize, 1 << 30), values = side(bits, n, 1, 1);
+            keys.levels = at::randn({1 << bits}, on(at::kFloat)), values.levels = at::randn({1 << bits}, on(at::kFloat));
+            const int64_t exact = n * HeadSize / 100;
+            keys.places = (at::arange(exact, on(at::kInt)) * 100 + at::arange(exact, on(at::kInt)) * 37 % 100).expand({KvHeads, exact}).contiguous();
+            keys.exact = at::randn({KvHeads, exact}, on(at::kBFloat16)), keys.exactCounts = at::full({KvHeads}, exact, on(at::kInt));
+            values.rowExact = at::randn({KvHeads, n, 2}, on(at::kBFloat16)), values.rowChannels = at::randint(0, HeadSize, {KvHeads, n, 2}, on(at::kByte));
+            row("kvquant, " + std::to_string(bits) + " bits", keys, values, turn);
+            if (bits == 4) row("kvquant, 4 bits, keys after RoPE", keys, values, {});
+        }
+        row("hqq axis 0, 4 bits", across(), across(), {});
+        row("kivi, 3 bits", side(3, (n + 31) / 32, HeadSize, 32), side(3, n, 4, 1), {});
+        ops::PackedSide keys = side(4, (n + 19) / 20, HeadSize, 1);
+        keys.ends = (at::arange((n + 19) / 20, on(at::kInt)) * 20 + 20).expand({KvHeads, (n + 19) / 20}).contiguous();
+        row("kivi, 4 bits, groups that lost entries", keys, side(4, n, 4, 1), {});
+    }
+}
+
+// A prompt's forward pass of cuDNN alone, each query head with keys and values of its own.
+Work cudnnForward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+    const auto copied = [](const at::Tensor& x) { return x.repeat_interleave(QueryHeads / KvHeads, 0).unsqueeze(0); };
+    return [Q = q.unsqueeze(0), K = copied(k), V = copied(v)] { at::_scaled_dot_product_cudnn_attention(Q, K, V, {}, true, 0.0, true, false, 0.0884); };
+}
+
+// What a prompt's attention costs with its statistics, column sums and maps of 256² bins; peer: cuDNN's forward alone, so "peer/" is the reverse of
+// the two together.
 void prefill(Bench& bench) {
-    at::globalContext().setSDPUseCuDNN(true), at::globalContext().setSDPUseFlash(true);
     for (const int64_t context : {16384, 32768}) {
         const at::Tensor q = at::randn({QueryHeads, context, HeadSize}, on(at::kBFloat16)), k = at::randn({KvHeads, context, HeadSize}, on(at::kBFloat16)), v = at::randn_like(k);
-        const Work plain = [&] { ops::causal_attention(q, k, v, context, 0.0884); };
+        const Work plain = cudnnForward(q, k, v);
         ops::AttentionStats sums, maps;
         sums.columnSum = at::zeros({QueryHeads, context}, on(at::kFloat));
         maps.map = at::zeros({KvHeads, 256, 256}, on(at::kFloat));
         maps.rowBin = maps.colBin = context / 256;
         const double bytes = 2.0 * static_cast<double>(q.nbytes() + k.nbytes());
+        bench.row("causal attention, " + std::to_string(context) + "; peer: cuDNN alone", bytes, [&] { ops::causal_attention(q, k, v, context, 0.0884); }, {plain});
         bench.row("causal attention + column sums, " + std::to_string(context) + "; peer: cuDNN alone", bytes, [&] { ops::causal_attention(q, k, v, context, 0.0884, &sums); }, {plain});
         bench.row("causal attention + maps, " + std::to_string(context) + "; peer: cuDNN alone", bytes, [&] { ops::causal_attention(q, k, v, context, 0.0884, &maps); }, {plain});
     }
@@ -239,29 +294,34 @@ void sparse(Bench& bench) {
     }
 }
 
-// The kvc policies' sums, of a decoded token and of a prompt; peers: ATen's calls, cuDNN's forward alone.
+// The kvc policies' sums, of a decoded token and, with its forward pass, of a prompt; peers: ATen's calls, cuDNN's forward alone.
 void change(Bench& bench) {
     const std::pair<ops::OutputChange, const char*> kinds[] = {{ops::OutputChange::value, "value"}, {ops::OutputChange::key, "key"}, {ops::OutputChange::joint, "joint"}};
     const auto inAtenCalls = c10::Dispatcher::singleton()
                                  .findSchemaOrThrow("keepsight::output_change", "")
-                                 .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double, int64_t)>();
+                                 .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double, int64_t,
+                                                   const std::optional<at::Tensor>&, const std::optional<at::Tensor>&)>();
     for (const int64_t held : {2048, 16384}) {
         const Cache c(held);
         for (const auto& [kind, name] : kinds)
             bench.row(std::string("output_change, ") + name + ", one query, " + std::to_string(held) + "; peer: ATen's calls", c.bytes(),
                       [&, kind = kind] { ops::output_change(c.q, c.k, c.v, c.positions, c.lengths, c.now, 0.0884, kind); }, {[&, kind = kind] {
                           inAtenCalls.redispatch(c10::DispatchKeySet(c10::DispatchKey::CompositeExplicitAutograd), c.q, c.k, c.v, c.positions, c.lengths, c.now, 0.0884,
-                                                 static_cast<int64_t>(kind));
+                                                 static_cast<int64_t>(kind), {}, {});
                       }});
     }
-    at::globalContext().setSDPUseCuDNN(true), at::globalContext().setSDPUseFlash(true);
     for (const int64_t context : {16384, 32768}) {
         const Cache c(context);
         const at::Tensor q = at::randn({QueryHeads, context, HeadSize}, on(at::kBFloat16)), now = at::arange(context, on(at::kInt));
         for (const auto& [kind, name] : kinds)
-            bench.row(std::string("output_change, ") + name + ", a prompt, " + std::to_string(context) + "; peer: cuDNN's forward alone",
-                      2.0 * static_cast<double>(q.nbytes() + c.k.nbytes()), [&, kind = kind] { ops::output_change(q, c.k, c.v, c.positions, c.lengths, now, 0.0884, kind); },
-                      {[&] { ops::causal_attention(q, c.k, c.v, context, 0.0884); }});
+            bench.row(std::string("causal attention + output_change, ") + name + ", " + std::to_string(context) + "; peer: cuDNN alone", 2.0 * static_cast<double>(q.nbytes() + c.k.nbytes()),
+                      [&, kind = kind] {
+                          ops::AttentionStats stats;
+                          const at::Tensor output = ops::causal_attention(q, c.k, c.v, context, 0.0884, &stats);
+                          const ops::KnownAttention known{output, stats.logSumExp};
+                          ops::output_change(q, c.k, c.v, c.positions, c.lengths, now, 0.0884, kind, &known);
+                      },
+                      {cudnnForward(q, c.k, c.v)});
     }
 }
 
@@ -312,7 +372,7 @@ int main(int argc, char** argv) {
         return std::fprintf(stderr, "gpu_bench: no CUDA device: %s\n", why.empty() ? "the driver shows none" : why.c_str()), 2;
     Bench bench(dirty);
     const std::pair<const char*, void (*)(Bench&)> parts[] = {
-        {"decode", decode}, {"ragged", ragged}, {"packed", packed}, {"statistics", statistics}, {"prefill", prefill}, {"sparse", sparse}, {"change", change}, {"top_k", topK}, {"vote", vote}, {"drop", drop}, {"matvec", matvec}};
+        {"decode", decode}, {"ragged", ragged}, {"packed", packed}, {"coded", coded}, {"statistics", statistics}, {"prefill", prefill}, {"sparse", sparse}, {"change", change}, {"top_k", topK}, {"vote", vote}, {"drop", drop}, {"matvec", matvec}};
     for (const auto& [name, part] : parts)
         if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) part(bench);
     if (!json.empty()) bench.save(json);

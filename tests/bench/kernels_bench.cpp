@@ -199,6 +199,18 @@ void packedAttentions(Bench& bench, int64_t queryHeads, int64_t kvHeads, int64_t
             for (size_t layer = 0; layer < sides.size(); layer += 2)
                 ops::packed_attention(q, sides[layer], sides[layer + 1], positions, lengths, last, 0.125);
         });
+        if (bits != 4) continue;
+        for (ops::PackedSide& side : sides)
+            side.levels = at::randn({16});
+        bench.time("4 bits, learnt levels," + name, bytes, 0, [&] {
+            for (size_t layer = 0; layer < sides.size(); layer += 2)
+                ops::packed_attention(q, sides[layer], sides[layer + 1], positions, lengths, last, 0.125);
+        });
+        const ops::KeyTurn turn{at::pow(1e5, at::arange(0, dim, 2, at::kFloat) / -dim)};
+        bench.time("4 bits, learnt levels, keys before RoPE," + name, bytes, 0, [&] {
+            for (size_t layer = 0; layer < sides.size(); layer += 2)
+                ops::packed_attention(q, sides[layer], sides[layer + 1], positions, lengths, last, 0.125, nullptr, turn);
+        });
     }
 }
 

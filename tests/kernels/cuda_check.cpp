@@ -1,9 +1,11 @@
 // Every operator on the CUDA device against the CPU or fp64, over odd sizes, dtypes and ragged heads; tests/bench/gpu_bench.cpp has the times.
 // A plain program, so that it runs on a machine without Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
-//   cuda_check [--quick]   few cases, for a sanitizer
+//   cuda_check [--quick | --coded]   few cases, for a sanitizer; attention over packed entries only
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
+#include "kernels/bind/packed.h"
 #include "kernels/bind/quantize.h"
+#include "tests/kernels/packed_forms.h"
 
 #include <ATen/ATen.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -340,8 +342,17 @@ void checkPromptChange(int group, int dim, int held, int queries, int spare, at:
                       c10::toString(type), gap ? " gap" : "");
         const auto run = [&] { return ops::output_change(gpu(q), kGpu, vGpu, gpu(positions), gpu(lengths), gpu(now), 0.1, kind); };
         const at::Tensor found = run();
-        expectChange(label, found, changeOf(q, k, v, seen, 0.1, kind), byValue, type == at::kFloat ? 2e-5 : 1e-3);
+        const at::Tensor expected = changeOf(q, k, v, seen, 0.1, kind);
+        expectChange(label, found, expected, byValue, type == at::kFloat ? 2e-5 : 1e-3);
         expectSame(label, run(), found);
+        if (gap) continue;
+        ops::AttentionStats stats;
+        const at::Tensor output = ops::causal_attention(gpu(q), kGpu, vGpu, held, 0.1, &stats);
+        const ops::KnownAttention known{output, stats.logSumExp};
+        const at::Tensor again = ops::output_change(gpu(q), kGpu, vGpu, gpu(positions), gpu(lengths), gpu(now), 0.1, kind, &known);
+        std::strncat(label, " known", sizeof label - std::strlen(label) - 1);
+        expectChange(label, again, expected, byValue, type == at::kFloat ? 2e-5 : 1e-3);
+        expectChange(label, again, found.cpu(), byValue, type == at::kFloat ? 2e-5 : 1e-3);
     }
 }
 
@@ -443,18 +454,26 @@ void checkDrop(int heads, int capacity, int dim, at::ScalarType type, bool score
     lengths[heads / 2] = capacity - 1;
     const at::Tensor scores = at::floor(at::randn({heads, capacity}) * 20), positions = at::arange(capacity, at::kInt).mul(2).expand({heads, capacity}).contiguous();
     at::Tensor hostLengths = lengths.clone(), deviceLengths = gpu(lengths);
-    const std::vector<at::Tensor> host{positions.clone(), at::randn({heads, capacity, dim}).to(type), at::randn({heads, capacity, dim}).to(type), at::randn({2 * heads, capacity})};
+    const std::vector<at::Tensor> host{positions.clone(), at::randn({heads, capacity, dim}).to(type), at::randn({heads, capacity, dim}).to(type), at::randn({2 * heads, capacity}),
+                                       at::randn({heads, capacity, 1}).to(at::kHalf), at::randint(0, 256, {heads, capacity, 3}).to(at::kByte)};
     std::vector<at::Tensor> device;
     for (const at::Tensor& t : host) device.push_back(gpu(t));
     const at::Tensor found = ops::drop_lowest(scored ? std::optional(gpu(scores)) : std::nullopt, deviceLengths, gpu(keep), device);
     const at::Tensor expected = ops::drop_lowest(scored ? std::optional(scores) : std::nullopt, hostLengths, keep, host);
     expectSame(name.c_str(), found, expected);
-    expectSame(name.c_str(), deviceLengths, hostLengths);
-    for (std::size_t i = 0; i < host.size(); ++i)
-        for (int h = 0; h < heads; ++h) {
-            const int64_t n = hostLengths[h].item<int>(), group = host[i].size(0) / heads;
-            for (int64_t g = 0; g < group; ++g) expectSame(name.c_str(), device[i][h * group + g].narrow(0, 0, n), host[i][h * group + g].narrow(0, 0, n));
-        }
+    const auto compare = [&] {
+        expectSame(name.c_str(), deviceLengths, hostLengths);
+        for (std::size_t i = 0; i < host.size(); ++i)
+            for (int h = 0; h < heads; ++h) {
+                const int64_t n = hostLengths[h].item<int>(), group = host[i].size(0) / heads;
+                for (int64_t g = 0; g < group; ++g) expectSame(name.c_str(), device[i][h * group + g].narrow(0, 0, n), host[i][h * group + g].narrow(0, 0, n));
+            }
+    };
+    compare();
+    at::Tensor entries = at::randint(-1, capacity, {heads}).to(at::kInt); // of some heads behind the last one
+    ops::drop_entries(gpu(entries), deviceLengths, device);
+    ops::drop_entries(entries, hostLengths, host);
+    compare();
 }
 
 void checkPacked(int heads, int entries, int dim, int bits, int group, bool byChannel, bool levels, at::ScalarType type) {
@@ -543,6 +562,67 @@ void checkPackedAttentions() {
     checkPackedAttention(40, 2, 128, 400, 4, 32, true, at::kBFloat16), checkPackedAttention(8, 4, 128, 30000, 2, 64, false, at::kBFloat16);
 }
 
+// The same over entries in any other form; keys turned by position (1) or by rank (2). The CPU's values are those of attention() over dense entries.
+void checkCoded(const char* what, int heads, int group, int dim, int64_t entries, const test::PackedForm& keyForm, const test::PackedForm& valueForm, int turned, at::ScalarType type) {
+    const std::string name = std::string("coded attention, ") + what + ", heads " + std::to_string(heads) + "×" + std::to_string(group) + " dim " + std::to_string(dim) + " entries " + std::to_string(entries) +
+                             ", " + std::to_string(keyForm.bits) + " and " + std::to_string(valueForm.bits) + " bits " + c10::toString(type);
+    at::manual_seed(static_cast<uint64_t>(entries + dim + keyForm.bits));
+    std::vector<int64_t> held;
+    for (int h = 0; h < heads; ++h) held.push_back(h % 3 == 1 ? 0 : entries - h * entries / (2 * heads));
+    const test::MadeSide keys = test::makePackedSide(held, dim, keyForm, 1, turned == 2 ? 0 : 20, type), values = test::makePackedSide(held, dim, valueForm, 2, 5, type);
+    const int64_t capacity = keys.dense.size(1);
+    const at::Tensor lengths = at::tensor(held, at::kInt), q = at::randn({heads * group, 1, dim}).to(type), positions = (at::arange(capacity, at::kInt) * 5).expand({heads, capacity}).contiguous(),
+                     now = at::full({1}, 5 * entries, at::kInt), inverse = at::pow(at::Scalar(500000.0), -at::arange(0, dim, 2, at::kFloat) / dim);
+    const auto there = [](ops::PackedSide s) {
+        for (at::Tensor* t : {&s.first, &s.tail, &s.codes, &s.scale, &s.zero, &s.counts, &s.ends, &s.levels, &s.exact, &s.places, &s.exactCounts, &s.rowExact, &s.rowChannels})
+            if (t->defined()) *t = t->dim() < 2 || t->size(1) == 0 ? gpu(*t) : test::withRoom(gpu(*t));
+        s.counts = s.counts.contiguous();
+        return s;
+    };
+    const ops::PackedSide deviceKeys = there(keys.side), deviceValues = there(values.side);
+    const auto attend = [&](ops::AttentionStats* s) {
+        return ops::packed_attention(gpu(q), deviceKeys, deviceValues, gpu(positions), gpu(lengths), gpu(now), 0.1, s, {turned ? gpu(inverse) : at::Tensor(), turned == 2});
+    };
+    ops::AttentionStats stats, expected;
+    stats.columnSum = at::zeros({heads * group, capacity}, at::kCUDA), stats.lastRows = at::zeros({heads * group, 1, capacity}, at::kCUDA);
+    expected.columnSum = at::zeros({heads * group, capacity}), expected.lastRows = at::zeros({heads * group, 1, capacity});
+    const at::Tensor plain = attend(nullptr), out = attend(&stats);
+    const at::Tensor dense = turned ? test::turnedKeys(keys.dense, turned == 2 ? at::arange(capacity, at::kInt) : positions, inverse) : keys.dense;
+    expectClose(name.c_str(), out, ops::attention(q.to(at::kFloat), dense, values.dense, positions, lengths, now, 0.1, &expected), 2e-2);
+    expectClose((name + ", column sums").c_str(), stats.columnSum, expected.columnSum, 2e-2);
+    expectClose((name + ", last rows").c_str(), stats.lastRows, expected.lastRows, 2e-2);
+    expectSame((name + ", with statistics and without").c_str(), plain, out.cpu());
+    expectClose((name + ", unpacked").c_str(), ops::denseEntries(deviceKeys, capacity, at::kFloat), keys.dense.nan_to_num(0), 1e-6);
+}
+
+void checkCodedForms(int heads, int group, int dim, int64_t entries, int bits, at::ScalarType type) {
+    const test::PackedForm token{bits, 1, 1}, channel{bits, dim, 32};
+    const auto check = [&](const char* what, int turned, const std::function<void(test::PackedForm&, test::PackedForm&)>& change) {
+        test::PackedForm keys = channel, values = token;
+        change(keys, values);
+        checkCoded(what, heads, group, dim, entries, keys, values, turned, type);
+    };
+    check("turned", 1, [](auto&, auto&) {});
+    check("groups that lost entries", 2, [&](auto& k, auto& v) { k.ends = true, v = {bits == 4 ? 8 : 4, dim / 16, 7}, v.ends = true; });
+    check("levels and exact values", 0, [&](auto& k, auto& v) { k = {bits, dim / 32, 1}, k.levels = v.levels = true, k.exact = 0.03, v.exact = 0.2, v.exactType = at::kBFloat16; });
+    check("exact values of each code", 2, [](auto& k, auto& v) { k.rowExact = 5, v.rowExact = 3, v.exactType = at::kBFloat16; });
+    check("kvquant", 1, [&](auto& k, auto& v) { k = {bits, dim, 1 << 30}, k.levels = v.levels = true, k.exact = 0.01, v.rowExact = 2; });
+    check("all exact, turned", 2, [](auto& k, auto&) { k.exact = 1; });
+    check("across heads", 0, [&](auto& k, auto& v) { k.across = 64, v.across = 7, v.levels = true; });
+    check("across heads, turned", 1, [&](auto& k, auto& v) { k.across = 32, k.exact = 0.02, v.groups = dim / 4; });
+}
+
+void checkAllCoded() {
+    for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+        for (const int dim : {64, 80, 96, 128, 256})
+            for (const int bits : {2, 3, 4, 8})
+                for (const int64_t entries : {1, 33, 130})
+                    if (entries > 1 || dim == 64) checkCodedForms(3, dim == 80 ? 9 : dim == 96 ? 1 : 4, dim, entries, bits, type);
+        checkCodedForms(4, 3, 128, 4097, 4, type), checkCodedForms(8, 8, 64, 2080, 3, type);
+    }
+    checkCodedForms(3, 2, 32, 130, 4, at::kBFloat16), checkCodedForms(3, 2, 64, 130, 3, at::kFloat); // in ATen's calls
+}
+
 void checkDrops() {
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16})
         for (const int dim : {30, 64, 80, 128, 256})
@@ -568,10 +648,13 @@ int main(int argc, char** argv) {
             checkPacked(3, 33, 80, 4, 16, false, false, type), checkPacked(3, 33, 33, 3, 11, true, true, type);
             checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
             for (const int bits : {2, 4, 8}) checkPackedAttention(3, 4, 128, 333, bits, 32, bits < 8, type);
+            if (type == at::kBFloat16) checkCodedForms(3, 4, 128, 333, 4, type), checkCodedForms(2, 1, 80, 130, 3, type), checkCodedForms(2, 2, 256, 70, 8, type);
         }
         const at::Tensor scores = at::floor(at::randn({2, 140000}) * 100), few = at::tensor({140000, 20000}, at::kInt);
         expectSame("top_k", ops::top_k(gpu(scores), gpu(few), 64), ops::top_k(scores, few, 64));
         expectSame("top_k", ops::top_k(gpu(scores.narrow(1, 0, 17000)), gpu(few), 64), ops::top_k(scores.narrow(1, 0, 17000), few, 64));
+    } else if (argc > 1 && std::strcmp(argv[1], "--coded") == 0) {
+        checkAllCoded();
     } else {
         for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf})
             for (const int dim : {32, 64, 80, 128, 256})
@@ -586,6 +669,7 @@ int main(int argc, char** argv) {
         checkDrops();
         checkAllPacked();
         checkPackedAttentions();
+        checkAllCoded();
     }
     std::printf("%d checks, %d failed\n", checks, failures);
     return failures ? 1 : 0;

@@ -1,5 +1,6 @@
 // The plain passes of a device (matvec, rope_append, causal_attention, and decoding as a recorded graph) against the CPU and against the same
 // pass step by step. Needs no Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
+//   decode_check [--quick | passes | graphs | choices | packed | evicting]   all; few cases, for a sanitizer; or one part
 #include "kernels/bind/ops.h"
 #include "tests/support/tiny_model.h"
 
@@ -80,20 +81,20 @@ void checkCausal(at::ScalarType type, int kvHeads, int group, int dim, int count
     expectClose(name, ops::causal_attention(gpu(q), gpu(k), gpu(v), held, 0.1), ops::causal_attention(q.to(reference), k.to(reference), v.to(reference), held, 0.1), toleranceOf(type));
 }
 
-void checkSums(at::ScalarType type, int kvHeads, int group, int dim, int count, int held, int bin) {
+void checkSums(at::ScalarType type, int kvHeads, int group, int dim, int count, int held, int bin, int columnBin) {
     const at::ScalarType reference = type == at::kHalf ? at::kFloat : type;
     const at::Tensor q = 2 * at::randn({kvHeads * group, count, dim}).to(type), k = at::randn({kvHeads, held + 5, dim}).to(type), v = at::randn({kvHeads, held + 5, dim}).to(type);
     const std::string name = "sums " + std::string(c10::toString(type)) + " heads " + std::to_string(kvHeads) + "×" + std::to_string(group) + " dim " + std::to_string(dim) + " " +
-                             std::to_string(count) + " of " + std::to_string(held) + " bin " + std::to_string(bin);
+                             std::to_string(count) + " of " + std::to_string(held) + " bins " + std::to_string(bin) + "×" + std::to_string(columnBin);
     for (const bool perHead : {false, true}) {
         const auto stats = [&](at::Device device) {
             const auto options = at::TensorOptions().dtype(at::kFloat).device(device);
             ops::AttentionStats s;
             s.columnSum = at::ones({kvHeads * group, held + 5}, options);
             s.lastRows = at::zeros({kvHeads * group, std::min(count, 3), held + 5}, options);
-            s.map = at::ones({perHead ? kvHeads * group : kvHeads, (held + bin - 1) / bin, (held + bin - 1) / bin}, options);
-            s.mapRowBegin = held > 40 ? 7 : 0;
-            s.rowBin = s.colBin = bin;
+            s.map = at::ones({perHead ? kvHeads * group : kvHeads, (held + bin - 1) / bin, (held + columnBin - 1) / columnBin}, options);
+            s.mapRowBegin = perHead && held > 40 ? held - count + 7 : 0; // else bins of 64 begin where tiles of queries do
+            s.rowBin = bin, s.colBin = columnBin;
             return s;
         };
         ops::AttentionStats host = stats(at::kCPU), device = stats(at::kCUDA), again = stats(at::kCUDA);
@@ -104,6 +105,9 @@ void checkSums(at::ScalarType type, int kvHeads, int group, int dim, int count, 
         expectClose(name + " rows", device.lastRows, host.lastRows, 2e-3);
         expectClose(name + " map", device.map, host.map, 2e-3);
         expect(at::equal(device.columnSum, again.columnSum) && at::equal(device.map, again.map), name + ": two runs differ");
+        const at::Tensor logits = at::matmul(q.to(at::kFloat).view({kvHeads, group * count, dim}), k.narrow(1, 0, held).to(at::kFloat).transpose(1, 2)).mul(0.1).view({kvHeads * group, count, held});
+        const at::Tensor hidden = at::arange(held).view({1, held}) > at::arange(held - count, held).view({count, 1});
+        expectClose(name + " log-sum-exp", device.logSumExp, at::logsumexp(logits.masked_fill(hidden, -INFINITY), -1), 2e-3);
     }
 }
 
@@ -170,11 +174,25 @@ void checkChoices(const std::string& policyText, const Budget& budget, bool reco
     }
 }
 
+std::shared_ptr<const Quantizer> quantizerOf(const std::string& text, const Model& model) {
+    std::shared_ptr<Quantizer> quantizer = makeQuantizer(parseQuantSpec(text));
+    if (!quantizer->wantsCalibration()) return quantizer;
+    CalibrationSample sample; // keys after RoPE will do here
+    const auto snapshot = prefillFor(model, tinyIds(200, 5), policyOf("full", {}));
+    for (int l = 0; l < model.config().layers; ++l) {
+        const CacheLayer& layer = snapshot->cache().layer(LayerIndex{l});
+        sample.keys.push_back(layer.keys.narrow(1, 0, layer.maxHeld()).to(at::kCPU, at::kFloat));
+        sample.values.push_back(layer.values.narrow(1, 0, layer.maxHeld()).to(at::kCPU, at::kFloat));
+    }
+    quantizer->calibrate(sample);
+    return quantizer;
+}
+
 // Packed lanes: the recorded steps against the same steps as they are, to the bit; and, in fp32, against the CPU.
 void checkQuantized(const std::string& policyText, const std::string& quantText, bool grows) {
     const auto weights = std::make_shared<TinyWeights>(3, 4, 2, 64);
     const auto policy = policyOf(policyText, Budget::kept(90));
-    const std::shared_ptr<const Quantizer> quantizer = makeQuantizer(parseQuantSpec(quantText));
+    const std::shared_ptr<const Quantizer> quantizer = quantizerOf(quantText, *Model::make(weights, at::kFloat, at::kCPU));
     const std::vector<TokenId> ids = tinyIds(200), next = tinyIds(90, 3);
     const auto lane = [&](const Model& model, LogitRows rows) {
         BranchOptions options{.headroom = grows ? 0 : 200, .mapBin = 16, .mapRows = 32, .mapCols = 32, .quantizer = quantizer, .explain = {}};
@@ -182,32 +200,80 @@ void checkQuantized(const std::string& policyText, const std::string& quantText,
         std::vector<at::Tensor> logits;
         for (const TokenId id : next) logits.push_back(branch.feed(std::span(&id, 1), rows, true, {}).reshape({-1}));
         const CacheStats stats = branch.cache().stats();
-        return std::tuple(at::stack(logits), branch.cache().layer(LayerIndex{1}).storedValues->packed(), stats.storedBytes, branch.map(LayerIndex{1}).cpu());
+        return std::tuple(at::stack(logits), branch.cache().layer(LayerIndex{1}).storedValues->packed(), stats.storedBytes, branch.map(LayerIndex{1}).cpu(), branch.replayedSteps());
     };
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
         const std::unique_ptr<Model> model = Model::make(weights, type, at::Device(at::kCUDA, 0));
-        const auto [logits, packed, bytes, map] = lane(*model, LogitRows::last);
-        const auto [expected, wanted, wantedBytes, wantedMap] = lane(*model, LogitRows::all); // never recorded
+        const auto [logits, packed, bytes, map, replays] = lane(*model, LogitRows::last);
+        const auto [expected, wanted, wantedBytes, wantedMap, none] = lane(*model, LogitRows::all); // never recorded
         const std::string name = policyText + " with " + quantText + " " + c10::toString(type);
+        expect(replays > 60 || grows, name + ": " + std::to_string(replays) + " of 90 steps replayed");
         expect(at::equal(logits, expected), name + ": logits differ by " + std::to_string((logits - expected).abs().max().item<double>()));
         expect(at::equal(map, wantedMap), name + ": maps differ");
         expect(packed == wanted && bytes == wantedBytes, name + ": packed entries or bytes differ");
         if (type != at::kFloat) continue;
-        const auto [host, hostPacked, hostBytes, hostMap] = lane(*Model::make(weights, at::kFloat, at::kCPU), LogitRows::last);
+        const auto [host, hostPacked, hostBytes, hostMap, hostReplays] = lane(*Model::make(weights, at::kFloat, at::kCPU), LogitRows::last);
         if (quantText.find("bits=2") == std::string::npos) expectClose(name + " and the CPU", logits, host, 5e-2); // a rounding may move a code, of which 2 bits have few
-        expect(packed == hostPacked && bytes == hostBytes, name + ": packed entries or bytes differ from the CPU's");
+        const bool outliers = quantText.starts_with("outlier"); // of values near the threshold a rounding decides
+        expect(packed == hostPacked && std::abs(bytes - hostBytes) <= (outliers ? hostBytes / 200 : 0), name + ": packed entries or bytes differ from the CPU's");
     }
 }
 
+// Packed lanes that lose an entry at every token: the recorded steps against the same under the host's eyes, and both in turns. In fp32 they read
+// packed entries in the same way; in bf16 another kernel may serve, and only what does not hang on roundings is compared.
+void checkPackedChoices(const std::string& policyText, const std::string& quantText, const Budget& budget) {
+    const auto weights = std::make_shared<TinyWeights>(3, 4, 2, 64);
+    const auto policy = policyOf(policyText, budget);
+    const std::vector<TokenId> ids = tinyIds(130), next = tinyIds(120, 3);
+    enum class By { device, host, turns };
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+        const std::unique_ptr<Model> model = Model::make(weights, type, at::Device(at::kCUDA, 0));
+        const std::shared_ptr<const Quantizer> quantizer = quantizerOf(quantText, *model);
+        const auto lane = [&](By by) {
+            BranchOptions options{.headroom = 16, .quantizer = quantizer, .explain = {}};
+            if (by == By::host) options.explain = {100000}; // nothing to tell, but the host chooses
+            Branch branch(*model, prefillFor(*model, ids, policy), policy, options);
+            std::vector<at::Tensor> logits;
+            for (const TokenId id : next) {
+                const bool whole = by == By::turns && logits.size() % 10 > 6; // never recorded
+                logits.push_back(branch.feed(std::span(&id, 1), whole ? LogitRows::all : LogitRows::last, true, {}).reshape({-1}));
+            }
+            const CacheLayer& layer = branch.cache().layer(LayerIndex{1});
+            const at::Tensor lengths = layer.lengths.cpu();
+            expect(at::equal(lengths, at::tensor(layer.held, at::kInt)), policyText + " with " + quantText + ": host and device count differently");
+            return std::tuple(at::stack(logits), branch.takeEvictions(), layer.storedKeys->packed(), layer.storedValues->packed(), branch.cache().stats().storedBytes, branch.replayedSteps(), layer.held);
+        };
+        const auto [expected, wanted, wantedKeys, wantedValues, wantedBytes, none, wantedHeld] = lane(By::host);
+        for (const By by : {By::device, By::turns}) {
+            const auto [logits, gone, keys, values, bytes, replays, held] = lane(by);
+            const std::string name = policyText + " evicting with " + quantText + " " + c10::toString(type) + (by == By::turns ? ", in turns" : "");
+            if (by == By::device) expect(replays > 30, name + ": " + std::to_string(replays) + " of 120 steps replayed");
+            expect(held == wantedHeld, name + ": other numbers of entries are held");
+            if (type != at::kFloat) expectClose(name + " first logits", logits.narrow(0, 0, 3), expected.narrow(0, 0, 3), 5e-2);
+            if (type != at::kFloat) continue;
+            expectClose(name + " logits", logits, expected, 1e-4);
+            const bool same = std::ranges::equal(gone, wanted, [](const Branch::Eviction& a, const Branch::Eviction& b) { return a.layer == b.layer && a.head == b.head && a.positions == b.positions; });
+            expect(same, name + ": " + std::to_string(gone.size()) + " and " + std::to_string(wanted.size()) + " evictions differ");
+            expect(keys == wantedKeys && values == wantedValues && bytes == wantedBytes, name + ": packed entries or bytes differ");
+        }
+    }
+}
+
+void checkAllPackedChoices() {
+    for (const char* quantizer : {"kivi:bits=4,residual=32", "kivi:bits=2,residual=32", "hqq_rtn:axis_value=1,group=32,residual=40", "kvquant", "outlier_rtn:axis_value=1,threshold=1"})
+        for (const auto& [policy, budget] : {std::pair("h2o", Budget::kept(90)), {"tova", Budget::removed(0.3)}, {"streaming_llm:rope=original", Budget::kept(90)},
+                                             {"snapkv:window=8,timing=each_step", Budget::removed(0.3)}, {"knorm:timing=each_step", Budget::kept(90)}, {"tskip", Budget::removed(0.3)},
+                                             {"h2o:granularity=query_head", Budget::kept(90)}})
+            checkPackedChoices(policy, quantizer, budget);
+}
+
 void checkAllQuantized() {
-    for (const char* quantizer : {"kivi:bits=4,residual=32", "kivi:bits=2,residual=64", "kivi:bits=8,residual=32", "hqq_rtn:axis_value=1,group=32,residual=40", "hqq_rtn:residual=40", "layerquant", "kvquant",
-                                  "outlier_rtn:axis_value=1"})
+    for (const char* quantizer : {"kivi:bits=4,residual=32", "kivi:bits=2,residual=64", "kivi:bits=8,residual=32", "hqq_rtn:axis_value=1,group=32,residual=40", "hqq_rtn:residual=40", "layerquant", "kvquant", "kvquant:bits=3",
+                                  "kvquant:bits=2,outliers=0", "outlier_rtn:axis_value=1,threshold=1", "outlier_rtn:threshold=1,residual=40"})
         for (const bool grows : {false, true}) {
-            if (makeQuantizer(parseQuantSpec(quantizer))->wantsCalibration()) continue;
             checkQuantized("full", quantizer, grows);
             checkQuantized("snapkv:window=8", quantizer, grows);
         }
-    checkQuantized("h2o", "kivi:bits=4,residual=32", false);
     checkQuantized("snapkv:window=8,heads=ada", "kivi:bits=4,residual=32", true);
 }
 
@@ -217,12 +283,28 @@ void checkAllChoices() {
                                "kvcV_p1_fullhist", "kvcV+tova", "keydiff:timing=each_step", "expected_attention:timing=each_step", "lagkv:timing=each_step,lag=8", "tskip", "tskip:force_recent=5,norm=low",
                                "compose:timing=each_step", "compose:first=knorm,second=keydiff,timing=each_step,share=0.4"})
         for (const Budget& budget : {Budget::kept(40), Budget::removed(0.5)}) checkChoices(policy, budget, true);
-    checkChoices("random:timing=each_step", Budget::kept(40), true);
     checkChoices("lagkv:form=official,lag=8,ratio=0.5", {}, true);
-    for (const char* policy : {"random:timing=each_step", "snapkv:window=8,timing=each_step,heads=ada"}) checkChoices(policy, Budget::removed(0.5), false); // the host's
+    // Heads that share a budget, several evictions at once, draws of the host.
+    for (const char* policy : {"snapkv:window=8,timing=each_step,heads=ada", "h2o:heads=ada,ada_floor=0.5", "knorm:timing=each_step,heads=ada,sinks=2,recent=5", "h2o:heads=ada,granularity=query_head",
+                               "snapkv:window=8,timing=every:5,heads=ada", "knorm:timing=every:4", "streaming_llm:timing=every:3", "random:timing=each_step", "random:timing=every:3"})
+        for (const Budget& budget : {Budget::kept(40), Budget::removed(0.5)}) checkChoices(policy, budget, true);
+    checkChoices("knorm:timing=decode:6", Budget::kept(40), true);
     for (const char* policy : {"tokenselect:init=4,top_k=20,local=16,theta=2", "tokenselect:init=4,top_k=20,local=16,theta=0.5,kernel=3", "tokenselect:init=4,top_k=150,local=16"})
         checkChoices(policy, {}, true);
     checkChoices("tokenselect:theta=0.9", Budget::removed(0.5), false);
+}
+
+void checkAllPasses() {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        for (const auto& [rows, width] : {std::pair(1, 8), {2, 64}, {7, 576}, {30, 1000}, {33, 12}, {960, 576}, {36002, 576}, {40000, 64}, {6, 80000}, {6144, 4096}, {4096, 14336}}) checkMatvec(type, rows, width);
+        for (const int dim : {64, 80, 96, 128, 256}) checkRopeAppend(type, 3, 3, dim), checkRopeAppend(type, 1, 8, dim);
+        for (const int dim : {64, 80, 128})
+            for (const auto& [count, held] : {std::pair(2, 2), {33, 33}, {33, 34}, {130, 500}, {1, 70}}) checkCausal(type, 2, 4, dim, count, held), checkCausal(type, 3, 1, dim, count, held);
+    }
+    for (const at::ScalarType type : {at::kBFloat16, at::kHalf})
+        for (const int dim : {64, 128})
+            for (const auto& [count, held, rowBin, colBin] : {std::tuple(2, 2, 1, 1), {33, 33, 4, 4}, {130, 500, 16, 16}, {700, 700, 100, 100}, {65, 129, 1, 1}, {300, 1500, 128, 128}, {700, 700, 64, 64}, {700, 1500, 24, 200}})
+                checkSums(type, 2, 4, dim, count, held, rowBin, colBin), checkSums(type, 3, 1, dim, count, held, rowBin, colBin);
 }
 
 } // namespace
@@ -235,29 +317,23 @@ int main(int argc, char** argv) {
         return 77;
     }
     at::manual_seed(1);
-    if (argc > 1 && std::string_view(argv[1]) == "--quick") { // for compute-sanitizer
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);
+    const std::string_view part = argc > 1 ? argv[1] : "";
+    if (part == "--quick") { // for compute-sanitizer
         checkMatvec(at::kBFloat16, 33, 64), checkMatvec(at::kBFloat16, 18002, 104), checkMatvec(at::kBFloat16, 6, 80000), checkRopeAppend(at::kBFloat16, 3, 3, 80), checkCausal(at::kBFloat16, 2, 4, 64, 33, 70);
-        checkSums(at::kBFloat16, 2, 4, 64, 130, 200, 16);
+        checkSums(at::kBFloat16, 2, 4, 64, 130, 200, 16, 16), checkSums(at::kBFloat16, 2, 4, 128, 300, 300, 24, 100);
         checkGraph("snapkv:window=8", true);
         checkQuantized("full", "kivi:bits=4,residual=32", true);
         for (const char* policy : {"h2o", "streaming_llm", "tokenselect:init=4,top_k=20,local=16,theta=0.5"}) checkChoices(policy, Budget::kept(40), true);
-        std::printf("%d checks, %d failed\n", checks, failures);
-        return failures ? 1 : 0;
     }
-    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
-        for (const auto& [rows, width] : {std::pair(1, 8), {2, 64}, {7, 576}, {30, 1000}, {33, 12}, {960, 576}, {36002, 576}, {40000, 64}, {6, 80000}, {6144, 4096}, {4096, 14336}}) checkMatvec(type, rows, width);
-        for (const int dim : {64, 80, 96, 128, 256}) checkRopeAppend(type, 3, 3, dim), checkRopeAppend(type, 1, 8, dim);
-        for (const int dim : {64, 80, 128})
-            for (const auto& [count, held] : {std::pair(2, 2), {33, 33}, {33, 34}, {130, 500}, {1, 70}}) checkCausal(type, 2, 4, dim, count, held), checkCausal(type, 3, 1, dim, count, held);
-    }
-    for (const at::ScalarType type : {at::kBFloat16, at::kHalf})
-        for (const int dim : {64, 128})
-            for (const auto& [count, held, bin] : {std::tuple(2, 2, 1), {33, 33, 4}, {130, 500, 16}, {700, 700, 100}, {65, 129, 1}, {300, 1500, 128}})
-                checkSums(type, 2, 4, dim, count, held, bin), checkSums(type, 3, 1, dim, count, held, bin);
-    for (const char* policy : {"full", "snapkv:window=8", "snapkv:window=8,heads=ada", "streaming_llm:rope=original,timing=prefill_end"})
-        for (const bool grows : {false, true}) checkGraph(policy, grows);
-    checkAllChoices();
-    checkAllQuantized();
+    const auto wanted = [&](std::string_view name) { return part.empty() || part == name; };
+    if (wanted("passes")) checkAllPasses();
+    if (wanted("graphs"))
+        for (const char* policy : {"full", "snapkv:window=8", "snapkv:window=8,heads=ada", "streaming_llm:rope=original,timing=prefill_end"})
+            for (const bool grows : {false, true}) checkGraph(policy, grows);
+    if (wanted("choices")) checkAllChoices();
+    if (wanted("packed")) checkAllQuantized();
+    if (wanted("evicting")) checkAllPackedChoices();
     std::printf("%d checks, %d failed\n", checks, failures);
     return failures ? 1 : 0;
 }

@@ -50,7 +50,10 @@ private Q_SLOTS:
     void causalAttentionSeesWhatAttentionSees() {
         at::manual_seed(5);
         const at::Tensor q = at::randn({4, 5, 16}), k = at::randn({2, 12, 16}), v = at::randn({2, 12, 16});
-        const at::Tensor out = ops::causal_attention(q, k, v, 10, 0.25);
+        ops::AttentionStats stats;
+        stats.logSumExp = at::zeros({1}); // of a pass before
+        const at::Tensor out = ops::causal_attention(q, k, v, 10, 0.25, &stats);
+        QVERIFY(!stats.logSumExp.defined()); // only known on devices
         for (std::int64_t h = 0; h < 4; ++h)
             for (std::int64_t i = 0; i < 5; ++i) {
                 const std::int64_t seen = 10 - 4 + i; // the own entry and all before it

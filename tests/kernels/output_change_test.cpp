@@ -183,6 +183,13 @@ private Q_SLOTS:
             KEEPSIGHT_VERIFY_DIFFERENCE(doubles(changeOf(c, kind)), doubles(sum), 1e-4);
         }
     }
+    void knownAttentionChangesNothing() { // the CPU works the weights out again
+        const Case c = makeCase(4, 2, 20, 50, 64, 16, at::kBFloat16, false, 21);
+        const ops::KnownAttention known{ops::attention(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale), at::zeros({4, 20})}, none;
+        for (const OutputChange kind : Kinds)
+            for (const ops::KnownAttention& k : {known, none})
+                QVERIFY(sameBits(ops::output_change(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, kind, &k), changeOf(c, kind)));
+    }
     void noQueriesGiveZeros() {
         const Case c = makeCase(4, 2, 0, 10, 12, 8, at::kFloat, false, 1);
         QCOMPARE(changeOf(c, OutputChange::joint).abs().max().item<float>(), 0.0f);
@@ -193,6 +200,15 @@ private Q_SLOTS:
         QVERIFY_THROWS_EXCEPTION(EngineError, ops::output_change(c.q, c.k, c.v.to(at::kBFloat16), c.positions, c.lengths, c.queryPositions, 1, OutputChange::key));
         QVERIFY_THROWS_EXCEPTION(EngineError, ops::output_change(c.q.narrow(0, 0, 3), c.k, c.v, c.positions, c.lengths, c.queryPositions, 1, OutputChange::key));
         QVERIFY_THROWS_EXCEPTION(EngineError, ops::output_change(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions.to(at::kLong), 1, OutputChange::key));
+        const auto given = [&](const at::Tensor& output, const at::Tensor& logSumExp) {
+            const ops::KnownAttention known{output, logSumExp};
+            ops::output_change(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, 1, OutputChange::key, &known);
+        };
+        given(at::zeros({3, 32}), at::zeros({4, 3}));
+        QVERIFY_THROWS_EXCEPTION(EngineError, given(at::zeros({4, 3, 8}), at::zeros({4, 3})));
+        QVERIFY_THROWS_EXCEPTION(EngineError, given(at::zeros({3, 32}, at::kBFloat16), at::zeros({4, 3})));
+        QVERIFY_THROWS_EXCEPTION(EngineError, given(at::zeros({3, 32}), at::zeros({3, 4})));
+        QVERIFY_THROWS_EXCEPTION(EngineError, given(at::zeros({3, 32}), at::zeros({4, 3}, at::kDouble)));
     }
 };
 

@@ -1,4 +1,5 @@
-// ops::packed_attention against fp64 over the entries that its codes stand for, and against ops::attention() over the same.
+// ops::packed_attention against fp64 over the entries that its codes stand for, and against ops::attention() over the same; the less usual forms are in
+// coded_attention_test.cpp.
 #include "kernels/bind/packed.h"
 #include "kernels/quant.h"
 #include "tests/kernels/support.h"
@@ -114,8 +115,8 @@ at::Tensor attentionBy(const QString& name, const Case& c, ops::AttentionStats* 
     const auto optional = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     const ops::AttentionStats none, &s = stats ? *stats : none;
     return composite<ops::PackedAttention>("packed_attention")
-        .call(c.q, ops::packedTensors(c.keys), c.keys.bits, c.keys.groupTokens, ops::packedTensors(c.values), c.values.bits, c.values.groupTokens,
-              c.positions, c.lengths, c.queryPosition, c.scale, optional(s.columnSum), optional(s.lastRows), optional(s.map), s.mapRowBegin, s.rowBin,
+        .call(c.q, ops::packedTensors(c.keys), c.keys.bits, c.keys.groupTokens, false, ops::packedTensors(c.values), c.values.bits, c.values.groupTokens,
+              false, c.positions, c.lengths, c.queryPosition, c.scale, {}, false, optional(s.columnSum), optional(s.lastRows), optional(s.map), s.mapRowBegin, s.rowBin,
               s.colBin);
 }
 
@@ -161,7 +162,7 @@ const std::vector<Refusal>& sideRefusals() {
         {"first elsewhere", "first entries", [](Case&, ops::PackedSide& s, auto&) { s.first = elsewhere(s.first); }},
         {"tail narrower", "last entries", [](Case&, ops::PackedSide& s, auto&) { s.tail = s.tail.narrow(2, 0, 32); }},
         {"tail in bf16", "last entries", [](Case&, ops::PackedSide& s, auto&) { s.tail = s.tail.to(at::kBFloat16); }},
-        {"3 bits", "bits", [](Case&, ops::PackedSide& s, auto&) { s.bits = 3; }},
+        {"5 bits", "bits", [](Case&, ops::PackedSide& s, auto&) { s.bits = 5; }},
         {"rows of 8 bits", "codes", [](Case&, ops::PackedSide& s, auto&) { s.bits = 8; }},
         {"signed codes", "codes", [](Case&, ops::PackedSide& s, auto&) { s.codes = s.codes.to(at::kChar); }},
         {"codes elsewhere", "codes", [](Case&, ops::PackedSide& s, auto&) { s.codes = elsewhere(s.codes); }},

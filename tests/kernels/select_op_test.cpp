@@ -1,4 +1,4 @@
-// top_k, soft_vote and drop_lowest in ATen calls, against plain loops.
+// top_k, soft_vote, drop_lowest and drop_entries in ATen calls, against plain loops.
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
 
@@ -65,7 +65,8 @@ private Q_SLOTS:
             for (int h = 0; h < 4; ++h) {
                 const int n = lengths[h].item<int>();
                 if (n <= 8) {
-                    QCOMPARE(gone[h].item<int>(), -1);
+                    QCOMPARE(gone[0][h].item<int>(), -1);
+                    QCOMPARE(gone[1][h].item<int>(), -1);
                     QCOMPARE(held[h].item<int>(), n);
                     QVERIFY(at::equal(moved[1][h].narrow(0, 0, n), keys[h].narrow(0, 0, n)));
                     continue;
@@ -74,7 +75,8 @@ private Q_SLOTS:
                 const auto value = [&](int i) { const float v = scores[h][i].item<float>(); return std::isnan(v) ? -INFINITY : v; };
                 for (int i = 2; scored && i < n - 3; ++i)
                     if (value(i) < value(lowest)) lowest = i;
-                QCOMPARE(gone[h].item<int>(), positions[h][lowest].item<int>());
+                QCOMPARE(gone[0][h].item<int>(), positions[h][lowest].item<int>());
+                QCOMPARE(gone[1][h].item<int>(), lowest);
                 QCOMPARE(held[h].item<int>(), n - 1);
                 std::vector<std::int64_t> stays;
                 for (int i = 0; i < n; ++i)
@@ -84,6 +86,26 @@ private Q_SLOTS:
                 QVERIFY(at::equal(moved[1][h].narrow(0, 0, n - 1), keys[h].index_select(0, index)));
                 for (int g = 0; g < 2; ++g) QVERIFY(at::equal(moved[2][2 * h + g].narrow(0, 0, n - 1), perQuery[2 * h + g].index_select(0, index)));
             }
+        }
+    }
+
+    void dropEntriesMovesWhatLiesBehind() {
+        at::manual_seed(5);
+        const at::Tensor lengths = at::tensor({7, 4, 0, 6, 3}, at::kInt), entries = at::tensor({0, 3, 0, -1, 3}, at::kInt); // the third and the last have none such
+        at::Tensor held = lengths.clone();
+        const at::Tensor codes = at::randint(0, 256, {5, 7, 3}).to(at::kByte), perQuery = at::randn({10, 7});
+        std::vector<at::Tensor> moved{codes.clone(), perQuery.clone()};
+        ops::drop_entries(entries, held, moved);
+        QVERIFY(at::equal(held, at::tensor({6, 3, 0, 6, 3}, at::kInt)));
+        for (int h = 0; h < 5; ++h) {
+            const int n = lengths[h].item<int>(), gone = entries[h].item<int>();
+            std::vector<std::int64_t> stays;
+            for (int i = 0; i < n; ++i)
+                if (i != gone) stays.push_back(i);
+            const at::Tensor index = at::tensor(stays, at::kLong);
+            const auto left = static_cast<std::int64_t>(stays.size());
+            QVERIFY(at::equal(moved[0][h].narrow(0, 0, left), codes[h].index_select(0, index)));
+            for (int g = 0; g < 2; ++g) QVERIFY(at::equal(moved[1][2 * h + g].narrow(0, 0, left), perQuery[2 * h + g].index_select(0, index)));
         }
     }
 
@@ -99,6 +121,9 @@ private Q_SLOTS:
         QVERIFY_EXCEPTION_THROWN(ops::drop_lowest({}, lengths, limits.narrow(0, 0, 2), {positions}), EngineError);
         QVERIFY_EXCEPTION_THROWN(ops::drop_lowest({}, lengths, limits, {}), EngineError);
         QVERIFY_EXCEPTION_THROWN(ops::drop_lowest({}, lengths, limits, {positions, at::randn({3, 6, 4})}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::drop_entries(at::zeros({3}, at::kInt), lengths, {positions}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::drop_entries(at::zeros({2}, at::kLong), lengths, {positions}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::drop_entries(at::zeros({2}, at::kInt), lengths, {}), EngineError);
     }
 };
 

@@ -11,17 +11,6 @@ namespace {
 
 constexpr int Heads = 3, Dim = 64, Prompt = 300;
 
-std::vector<std::string> specs() {
-    std::vector<std::string> out;
-    for (const QuantEntry& entry : quantRegistry())
-        if (entry.make) out.push_back(entry.info.id);
-    for (const char* text : {"kivi:bits=4,group=16,residual=32", "kivi:bits=8", "hqq_rtn:axis_key=0,axis_value=1,residual=5",
-                             "hqq_rtn:bits=2,group=16,axis_value=1", "outlier_rtn:threshold=1.5,axis_value=1", "kvquant:bits=2,qnorm=on",
-                             "kvquant:bits=3,outliers=0.05,first=4", "kvquant:outliers=0", "kvquant:levels=uniform",
-                             "kvquant:levels=normalfloat,bits=8", "layerquant:range_bits=16", "layerquant:begin=0,end=0,bits=2"})
-        out.push_back(text);
-    return out;
-}
 bool across(const std::string& text, Side side) { // groups cross tokens: nothing can leave without the others changing
     const QuantSpec spec = parseQuantSpec(text);
     if (spec.id == "layerquant") return side == Side::values && spec.text().find("range_bits=16") == std::string::npos;

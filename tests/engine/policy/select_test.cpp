@@ -39,6 +39,76 @@ private Q_SLOTS:
         QCOMPARE(s.keep[0], (std::vector<std::int32_t>{0, 1, 2}));
         QCOMPARE(s.keep[1], (std::vector<std::int32_t>{0, 3, 4, 5}));
     }
+    // The choice that a device makes by itself, with ties, NaN, infinities, ragged heads, protection.
+    void choosesOnADeviceAsOnTheHost_data() {
+        QTest::addColumn<bool>("shared");
+        QTest::addColumn<bool>("scored");
+        QTest::addColumn<int>("sinks");
+        QTest::addColumn<int>("recent");
+        for (const bool shared : {false, true})
+            for (const bool scored : {false, true})
+                for (const auto& [sinks, recent] : {std::pair(0, 0), {2, 3}, {0, 9}, {1, 40}})
+                    QTest::addRow("%s, %s, %d sinks, %d recent", shared ? "heads share" : "each head", scored ? "scored" : "the oldest", sinks, recent)
+                        << shared << scored << sinks << recent;
+    }
+    void choosesOnADeviceAsOnTheHost() {
+        QFETCH(bool, shared);
+        QFETCH(bool, scored);
+        QFETCH(int, sinks);
+        QFETCH(int, recent);
+        at::manual_seed(7);
+        constexpr int Heads = 5, Capacity = 40;
+        for (int round = 0; round < 30; ++round) {
+            std::vector<std::int32_t> held(Heads, 24 + round % 7);
+            const int keep = 24 - round % 3;
+            if (shared)
+                for (std::int32_t& n : held) n += static_cast<std::int32_t>(at::randint(0, 8, {1}).item<std::int64_t>());
+            CacheLayer entries;
+            entries.held = held;
+            entries.lengths = at::tensor(held, at::kInt);
+            entries.positions = at::arange(Heads * Capacity, at::kInt).view({Heads, Capacity}) * 2;
+            at::Tensor scores = at::randint(-3, 4, {Heads, Capacity}).to(at::kFloat);
+            scores[1][7] = NAN, scores[2][5] = INFINITY, scores[3][9] = -INFINITY;
+            if (!scored) scores = at::Tensor();
+            const Plan plan{.keep = keep, .protect = {sinks, recent}, .adaptive = shared, .adaptiveFloor = 0.6};
+            const std::optional<DeviceChoice> choice = deviceChoice(plan, held);
+            if (!choice) {
+                QVERIFY(!shared && held.front() <= keep);
+                continue;
+            }
+            const Protect safe = affordable(plan.protect, keep);
+            const Dropped dropped = selectOnDevice(scores, entries, at::tensor({keep, safe.sinks, safe.recent}, at::kInt), *choice);
+            const Selection expected = select(scores, held, plan);
+            std::int64_t went = 0;
+            for (std::int64_t h = 0; h < Heads; ++h) {
+                const std::vector<std::int32_t>& keeps = expected.keep[static_cast<std::size_t>(h)];
+                const auto count = static_cast<std::int64_t>(keeps.size());
+                QCOMPARE(dropped.counts[h].item<std::int64_t>(), count);
+                QVERIFY(at::equal(dropped.index[h].narrow(0, 0, count), at::tensor(keeps, at::kInt)));
+                std::int32_t before = -1;
+                for (std::int64_t i = 0; i < dropped.gone.size(2); ++i) {
+                    const auto position = dropped.gone[0][h][i].item<std::int32_t>(), entry = dropped.gone[1][h][i].item<std::int32_t>();
+                    if (entry < 0) {
+                        QCOMPARE(position, -1);
+                        continue;
+                    }
+                    QVERIFY(entry > before && !std::ranges::binary_search(keeps, entry) && entry < held[static_cast<std::size_t>(h)]);
+                    QCOMPARE(position, entries.positions[h][entry].item<std::int32_t>());
+                    before = entry;
+                    ++went;
+                }
+            }
+            QCOMPARE(went, choice->drops * (shared ? 1 : Heads));
+        }
+    }
+    void leavesToTheHostWhatADeviceCannotChoose() {
+        QVERIFY(deviceChoice({.keep = 8}, {9, 9})->one());
+        QVERIFY(!deviceChoice({.keep = 8}, {9, 10}));
+        QVERIFY(!deviceChoice({.keep = 9}, {9, 9}));
+        QVERIFY(!deviceChoice({.keep = 8, .chunk = 4}, {9, 9}));
+        QCOMPARE(deviceChoice({.keep = 8, .adaptive = true}, {12, 6})->drops, 2);
+        QVERIFY(!deviceChoice({.keep = 8, .protect = {.sinks = 2, .recent = 6}, .adaptive = true}, {14, 4})); // protection of the second gives way
+    }
     void resolvesBudgetsLikeKvpress() {
         QCOMPARE(Budget::removed(0.3).resolve(512), 358); // int(512 * (1 - 0.3))
         QCOMPARE(Budget::removed(0.9).resolve(10), 1);    // 10 · (1 − 0.9) floors to 0: clamped
