@@ -10,7 +10,7 @@
 // in fp32; the local part always covers the call's own tokens, so that a chunk longer than `local` stays causal; with prefill = shared the
 // prompt is read with full attention, which all lanes share, and selection begins with the first call after it; prefill = select is the
 // paper's way: blocks of 512 select too, and since positions never exceed what is attended to, a prompt may be longer than the model's
-// context (length extrapolation). Memory is not freed.
+// context (length extrapolation). Memory is not freed. A ratio is one of the prompt's tokens: what is attended to does not grow with what is generated.
 #include "engine/policy/policy.h"
 
 #include <ATen/ATen.h>
@@ -49,7 +49,6 @@ public:
     std::unique_ptr<LayerMemory> remember() const override { return std::make_unique<LastSelection>(); }
 
     std::optional<std::string> workKey(const Place& place, const Plan&) const override {
-        if (m_spec.budget.kind == Budget::Kind::ratio && m_spec.budget.compressionRatio > 0 && (m_init == 0 || m_topK == 0 || m_local == 0)) return std::nullopt; // shares grow with the text
         return attendsToAll(sharesOf(place), place) ? "all" : "chosen";
     }
 
@@ -95,7 +94,7 @@ private:
         Shares s{128, 2048, 512};
         const bool budgeted = m_spec.budget.kind == Budget::Kind::tokens || m_spec.budget.compressionRatio > 0;
         if (budgeted) {
-            const int total = budget(place.seen);
+            const int total = budget(place.prompt);
             s.init = m_init > 0 ? m_init : std::max(1, static_cast<int>(total * 128 / Whole));
             s.local = m_local > 0 ? m_local : std::max(1, static_cast<int>(total * 512 / Whole));
             s.topK = std::max(0, total - s.init - s.local);

@@ -169,14 +169,20 @@ private Q_SLOTS:
         QVERIFY_THROWS_EXCEPTION(EngineError, checkContext(config, 5000, "the text"));
     }
 
-    void sharesOfARatioGrowWithoutDoubles() {
+    void sharesOfARatioAreThePrompts() {
         const auto model = tinyModel();
         for (const char* text : {"tokenselect:theta=-1", "tokenselect:theta=0.5"}) {
             const auto policy = policyOf(text, Budget::removed(0.3));
             Branch branch(*model, prefillFor(*model, tinyIds(600), policy), policy, {.headroom = 80});
             for (const TokenId id : tinyIds(80, 3)) // the operators refuse entries that are not ascending
                 QVERIFY(at::isfinite(branch.feed(std::span(&id, 1), LogitRows::last, true, {})).all().item<bool>());
-            QCOMPARE(branch.cache().layer(LayerIndex{0}).maxHeld(), 680); // nothing is freed
+            // As many are attended to at the end as with the number of tokens that the ratio leaves of the prompt.
+            const auto inTokens = policyOf(text, Budget::kept(420));
+            Branch other(*model, prefillFor(*model, tinyIds(600), inTokens), inTokens, {.headroom = 80});
+            for (const TokenId id : tinyIds(80, 3)) other.feed(std::span(&id, 1), LogitRows::last, true, {});
+            const TokenId next = 5;
+            QVERIFY(at::equal(branch.feed(std::span(&next, 1), LogitRows::last, true, {}), other.feed(std::span(&next, 1), LogitRows::last, true, {})));
+            QCOMPARE(branch.cache().layer(LayerIndex{0}).maxHeld(), 681); // nothing is freed
         }
     }
 };
