@@ -74,6 +74,8 @@ std::pair<at::Tensor, at::Tensor> fused(const at::Tensor& q, const at::Tensor& k
             try {
                 const auto out = at::_scaled_dot_product_cudnn_attention(q, copied(k), copied(v), {}, true, 0.0, causal, false, scale);
                 return std::pair(std::get<0>(out), std::get<1>(out).reshape({1, q.size(1), q.size(2)}));
+            } catch (const c10::OutOfMemoryError&) {
+                throw;
             } catch (const c10::Error&) { // an older GPU, or a head size it has no plan for
                 works = false;
                 return std::nullopt;

@@ -16,6 +16,7 @@ namespace keepsight::cuda {
 namespace {
 
 #ifdef KEEPSIGHT_WARPGROUPS // also built for 9.0a (cuda.cmake)
+#pragma nv_diag_suppress 177 // in the build for plain 9.0 the kernel is empty and uses nothing
 
 constexpr int GroupKeys = 64, Queries = 64;
 
@@ -23,8 +24,9 @@ enum class Form { sums, map, key, joint, independent }; // sums: of weights or t
 
 template <int Dim, Form What> struct Ring {
     static constexpr bool Changes = What != Form::sums && What != Form::map;
-    static constexpr int Groups = Changes ? 3 : 4, Keys = Groups * GroupKeys, Consumers = Groups * 128, Threads = Consumers + 128, Registers = Changes ? 160 : 112; // of what a block starts with: 128, 96
-    static constexpr bool Turns = Changes; // groups begin their products one after another: with much to do for each of them they would all wait for the same unit else
+    static constexpr int Groups = Changes ? 3 : 4, Keys = Groups * GroupKeys, Consumers = Groups * 128, Threads = Consumers + 128;
+    static constexpr int Registers = Changes ? 160 : 112; // of a thread that multiplies; all of a block have no more than it starts with, 128 or 96 each
+    static constexpr bool Turns = Changes; // groups begin their products one after another: they would all wait for the same unit else. 6 % faster with outputs, slower without
     static constexpr int Box = 64 * 64, Boxes = Dim / 64, Tile = Queries * Dim, Operands = Changes ? 2 : 1; // in elements; a tile is Boxes boxes side by side
     static constexpr int Values = Changes ? Keys * Dim : 0, Stages = Changes ? 5 : 6;
     static constexpr int TileBytes = Operands * Tile * 2, Norms = Operands * Queries;
@@ -33,6 +35,61 @@ template <int Dim, Form What> struct Ring {
 
 struct Maps {
     CUtensorMap q, v, o; // [heads, rows, Dim]; the last two for changes
+};
+
+// The queries, tile by tile. Tiles cross rows of a map once at most: of short rows they take one each.
+template <Form What> struct Walk {
+    int begin, queries;         // the tile's first query; all of them
+    int row = -1, left = 0;     // of the map: the row of that query, −1 before the first; queries until it ends
+    int rowSize = 0;
+
+    __device__ Walk(const AttentionSumsArgs& a, int first, int past) : begin(first), queries(static_cast<int>(a.queries)) {
+        if constexpr (What == Form::map) {
+            constexpr std::int64_t Most = 1 << 30;
+            const std::int64_t before = past + first - a.mapRowBegin; // queries of the map before this one
+            rowSize = static_cast<int>(min(a.rowBin, Most));
+            row = before < 0 ? -1 : static_cast<int>(min(before / a.rowBin, Most));
+            left = static_cast<int>(min(before < 0 ? -before : a.rowBin - before % a.rowBin, Most));
+        }
+    }
+    __device__ bool more() const { return begin < queries; }
+    __device__ int end() const { return min(What == Form::map && rowSize < Queries ? min(begin + left, begin + Queries) : begin + Queries, queries); }
+    __device__ void next() {
+        const int size = end() - begin;
+        if constexpr (What == Form::map) {
+            left -= size;
+            if (left <= 0) left += rowSize, ++row;
+        }
+        begin += size;
+    }
+};
+
+// What a warp's 16 keys add to a map whose columns are as many keys at least: to one column, or to two neighbouring ones.
+class MapColumns {
+public:
+    __device__ MapColumns(const AttentionSumsArgs& a, int head, int first) : m_rows(static_cast<int>(a.mapRows)), m_columns(a.mapColumns) {
+        const int lane = threadIdx.x % 32, bin = static_cast<int>(min(a.columnBin, std::int64_t{1} << 30)), column = first / bin, next = (column + 1) * bin - first; // that column's first key
+        for (int half = 0; half < 2; ++half) m_second[half] = half * 8 + lane / 4 >= next;
+        m_writes = lane % 16 == 0 && (lane == 0 || next < 16) && column + lane / 16 < m_columns;
+        m_cell = a.map + head * a.mapHeads / a.queryHeads * a.mapRows * a.mapColumns + column + lane / 16;
+        m_unit = static_cast<float>(MapScale * static_cast<double>(a.mapHeads) / static_cast<double>(a.queryHeads)); // cells hold the mean of a map head's query heads
+    }
+    // A thread's sums are its part, one of four, of key first + lane/4 and the one 8 later; keys that are not held, or not seen, have 0.
+    __device__ void add(int row, const float (&sums)[2]) const {
+        const bool upper = threadIdx.x % 32 >= 16; // these add up what goes to the second column
+        float own = 0, other = 0;
+        for (int half = 0; half < 2; ++half) (m_second[half] == upper ? own : other) += sums[half];
+        own += __shfl_xor_sync(0xffffffffu, other, 16);
+        for (int step = 8; step > 0; step /= 2) own += __shfl_xor_sync(0xffffffffu, own, step);
+        if (m_writes && row >= 0 && row < m_rows) atomicAdd(m_cell + row * m_columns, __float2ull_rn(own * m_unit));
+    }
+
+private:
+    unsigned long long* m_cell; // of row 0
+    int m_rows;
+    std::int64_t m_columns;
+    float m_unit;
+    bool m_second[2], m_writes;
 };
 
 // Norms of a tile's queries lie as threads want them: the four that a thread meets in 16 columns of a product side by side.
@@ -60,23 +117,24 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int head = static_cast<int>(blockIdx.y), kvHead = static_cast<int>(head / (a.queryHeads / a.kvHeads)), queries = static_cast<int>(a.queries), held = static_cast<int>(a.held);
     const int keyBegin = static_cast<int>(blockIdx.x) * Keys, past = held - queries, first = max(keyBegin - past, 0); // the first query that sees the first key
-    const int count = (queries - first + Queries - 1) / Queries;
+    Walk<What> walk(a, first, past);
 
     if (warp >= Consumers / 32) { // registers go to those who multiply
         giveRegisters<24>();
         if (warp > Consumers / 32) return;
         const float *logSumExp = a.logSumExp + static_cast<std::int64_t>(head) * queries, *squares = Changes ? args.outputNorms + static_cast<std::int64_t>(head) * queries : nullptr;
         float next[2], nextOutput[2] = {};
-        const auto fetch = [&](int begin) {
+        const auto fetch = [&] {
+            const int end = walk.end();
             for (int i = 0; i < 2; ++i) {
-                const int query = begin + i * 32 + lane;
-                next[i] = query < queries ? logSumExp[query] * unit : INFINITY; // no such query: weight 0
-                if constexpr (Changes) nextOutput[i] = query < queries ? squares[query] : 0.0f;
+                const int query = walk.begin + i * 32 + lane;
+                next[i] = query < end ? logSumExp[query] * unit : INFINITY; // no such query: weight 0
+                if constexpr (Changes) nextOutput[i] = query < end ? squares[query] : 0.0f;
             }
         };
-        fetch(first);
-        for (int t = 0; t < count; ++t) {
-            const int stage = t % R::Stages, begin = first + t * Queries;
+        fetch();
+        for (int t = 0; walk.more(); ++t) {
+            const int stage = t % R::Stages;
             if (t >= R::Stages) waitFor(empty + stage, (t / R::Stages - 1) & 1);
             for (int i = 0; i < 2; ++i) {
                 norms[stage * R::Norms + normPlace(i * 32 + lane)] = next[i];
@@ -87,15 +145,16 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
                 arriveExpecting(full + stage, R::TileBytes + (t == 0 ? R::Values * 2 : 0));
                 T* to = tiles + stage * R::Operands * R::Tile;
                 for (int box = 0; box < R::Boxes; ++box) {
-                    copyTile(to + box * R::Box, maps.q, full + stage, box * 64, begin, head);
+                    copyTile(to + box * R::Box, maps.q, full + stage, box * 64, walk.begin, head);
                     if constexpr (Changes) {
-                        copyTile(to + R::Tile + box * R::Box, maps.o, full + stage, box * 64, begin, head);
+                        copyTile(to + R::Tile + box * R::Box, maps.o, full + stage, box * 64, walk.begin, head);
                         for (int group = 0; group < Groups && t == 0; ++group)
                             copyTile(valueTiles + (group * R::Boxes + box) * R::Box, maps.v, full, box * 64, keyBegin + group * GroupKeys, kvHead);
                     }
                 }
             }
-            fetch(begin + Queries);
+            walk.next();
+            fetch();
         }
         return;
     }
@@ -112,17 +171,15 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
         for (int half = 0; half < 2; ++half) valueNorms[half] = key + half * 8 < held ? args.valueNorms[kvHead * a.held + key + half * 8] : 0.0f;
     const std::uint64_t value = Changes ? operandAt(valueTiles + warp / 4 * R::Boxes * R::Box) : 0;
 
-    const MapPart<1> cells(a, head, keyBegin + warp * 16);
-    const std::int64_t begun = past + first - a.mapRowBegin; // queries of the map before the first one
-    std::int64_t row = begun < 0 ? -1 : begun / a.rowBin, left = begun < 0 ? -begun : a.rowBin - begun % a.rowBin; // of the map's row that the next query belongs to
-    float total[2] = {}, bin[2][1][2] = {}; // bin: of that row, and of the one before
-    std::int64_t ended = -1;                 // that one, if it is not added yet
+    const MapColumns cells(a, head, keyBegin + warp * 16);
+    float total[2] = {}, bin[2] = {}, ended[2] = {}; // bin: of the map's row; ended: of the one before, while it is not added yet
+    int endedRow = -1;
     if constexpr (R::Turns)
         if (warp / 4 == Groups - 1) giveTurn(0);
     Product scores = {}, products = {}; // products: ⟨v, o⟩
     const float scale = a.scale * unit; // a weight, or its square, is 2^(score · scale − norm)
-    for (int t = 0; t < count; ++t) {
-        const int stage = t % R::Stages, begin = first + t * Queries;
+    for (int t = 0; walk.more(); ++t) {
+        const int stage = t % R::Stages, begin = walk.begin;
         waitFor(full + stage, t / R::Stages & 1);
         const T* tile = tiles + stage * R::Operands * R::Tile;
         const std::uint64_t query = operandAt(tile), output = operandAt(tile + R::Tile);
@@ -136,9 +193,9 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
             for (int d = 0; d < Depth; ++d) multiplyGroup<T>(products, value + at(d), output + at(d), d > 0);
         commitProducts();
         if constexpr (R::Turns)
-            if (warp / 4 < Groups - 1 || t + 1 < count) giveTurn((warp / 4 + 1) % Groups);
+            if (warp / 4 < Groups - 1 || walk.end() < queries) giveTurn((warp / 4 + 1) % Groups);
         if constexpr (What == Form::map)
-            if (ended >= 0) cells.add(a, ended, bin[1]), ended = -1; // while products run
+            if (endedRow >= 0) cells.add(endedRow, ended), endedRow = -1; // while products run
         const float4* near = reinterpret_cast<const float4*>(norms + stage * R::Norms) + lane % 4;
         float4 norm[Changes ? 1 : Queries / 16];
         if constexpr (!Changes)
@@ -151,8 +208,9 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
         };
         if constexpr (!Changes) release();
 
-        float sums[2] = {};
-        const auto addUp = [&](auto masked) {
+        float sums[2] = {}, early[2] = {}; // early: of the queries before the next row of the map
+        const bool crosses = What == Form::map && walk.left < Queries && walk.rowSize >= Queries;
+        const auto addUp = [&](auto masked, auto split) {
             const int sees = past + begin - key; // the tile's first query, of the thread's first key on
 #pragma unroll
             for (int p = 0; p < Queries / 16; ++p) {
@@ -170,53 +228,44 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
                         const int n = p * 2 + i / 2, c = half * 2 + i % 2;
                         float weight = power2(fmaf(scores[n][c], scale, -rowNorms[i]));
                         if (decltype(masked)::value && half * 8 > sees + n * 8 + lane % 4 * 2 + i % 2) weight = 0;
-                        if constexpr (What == Form::map) scores[n][c] = weight;
                         if constexpr (Changes) {
-                            const float s = What == Form::key ? scores[n][c] : scores[n][c] * a.scale, size = valueNorms[half], ov = products[n][c], away = fmaxf(fmaf(-2.0f, ov, size + outputNorms[i]), 0.0f); // ‖v − o‖²
+                            const float s = What == Form::key ? scores[n][c] : scores[n][c] * a.scale, size = valueNorms[half], ov = products[n][c];
+                            const float away = fmaxf(fmaf(-2.0f, ov, size + outputNorms[i]), 0.0f); // ‖v − o‖²
                             float change = s * s * away;
                             if constexpr (What == Form::joint) change = fmaxf(fmaf(s, fmaf(s, away, fmaf(-2.0f, ov, 2 * size)), size), 0.0f);
                             if constexpr (What == Form::independent) change += size;
                             sums[half] = fmaf(weight, change, sums[half]);
+                        } else if (decltype(split)::value && n * 8 + lane % 4 * 2 + i % 2 < walk.left) {
+                            early[half] += weight;
                         } else {
                             sums[half] += weight;
                         }
                     }
             }
         };
-        if (past + begin < keyBegin + warp * 16 + 15) // some query of the tile does not see some key
-            addUp(std::true_type{});
+        const bool hides = past + begin < keyBegin + warp * 16 + 15; // some key from some query of the tile
+        if (crosses)
+            addUp(std::true_type{}, std::bool_constant<What == Form::map>{});
+        else if (hides)
+            addUp(std::true_type{}, std::false_type{});
         else
-            addUp(std::false_type{});
+            addUp(std::false_type{}, std::false_type{});
         if constexpr (Changes) release();
-        for (int half = 0; half < 2; ++half) total[half] += sums[half]; // long sums in three stages lose less
         if constexpr (What == Form::map) {
-            const auto rowEnds = [&] {
-                for (int half = 0; half < 2; ++half) bin[1][0][half] = bin[0][0][half], bin[0][0][half] = 0;
-                ended = row, ++row, left = a.rowBin;
-            };
-            if (left >= Queries) {
-                for (int half = 0; half < 2; ++half) bin[0][0][half] += sums[half];
-                left -= Queries;
-                if (left == 0) rowEnds();
-            } else {
-                for (int from = 0; from < Queries;) {
-                    const int to = static_cast<int>(min(from + left, std::int64_t{Queries}));
-#pragma unroll
-                    for (int n = 0; n < Queries / 8; ++n)
-#pragma unroll
-                        for (int c = 0; c < 4; ++c)
-                            if (const int column = n * 8 + lane % 4 * 2 + c % 2; column >= from && column < to) bin[0][0][c / 2] += scores[n][c];
-                    left -= to - from, from = to;
-                    if (left > 0) continue;
-                    if (ended >= 0) cells.add(a, ended, bin[1]);
-                    rowEnds();
-                }
+            const bool ends = walk.left <= (walk.rowSize < Queries ? walk.end() - begin : Queries);
+            for (int half = 0; half < 2; ++half) {
+                total[half] += early[half];
+                bin[half] += crosses ? early[half] : sums[half];
+                if (ends) ended[half] = bin[half], bin[half] = crosses ? sums[half] : 0.0f;
             }
+            if (ends) endedRow = walk.row;
         }
+        for (int half = 0; half < 2; ++half) total[half] += sums[half]; // long sums in three stages lose less
+        walk.next();
     }
     if constexpr (What == Form::map) {
-        if (ended >= 0) cells.add(a, ended, bin[1]);
-        cells.add(a, row, bin[0]);
+        if (endedRow >= 0) cells.add(endedRow, ended);
+        cells.add(walk.row, bin);
     }
     if (!a.columnSum) return;
     for (int half = 0; half < 2; ++half) {
@@ -280,6 +329,7 @@ cudaError_t launchWarpgroupSums([[maybe_unused]] const ChangeSumsArgs& args, [[m
     constexpr float Log2e = 1.4426950408889634f;
     if (kind != Sum::changes) {
         const float unit = kind == Sum::squares ? 2 * Log2e : Log2e;
+        if (a.map && a.columnBin < 16) return cudaErrorNotSupported; // MapColumns
         return a.map ? launchForm<Form::map>(args, unit, maps, element, stream) : launchForm<Form::sums>(args, unit, maps, element, stream);
     }
     if (!describe(maps.v, element, args.v, a.dim, a.held, a.kvHeads, args.vRow, args.vHead) || !describe(maps.o, element, args.o, a.dim, a.queries, a.queryHeads, args.oRow, args.oHead))
