@@ -86,7 +86,8 @@ void checkCounts(const std::string& name, const PackedSide& side, const at::Tens
     const int32_t* counts = side.counts.const_data_ptr<int32_t>();
     const auto rows = [](const at::Tensor& t) { return t.defined() ? t.size(1) : 0; };
     const int64_t acrossRoom = side.across && side.codes.defined() ? side.codes.size(1) * side.scale.size(2) / dim : 0,
-                  described = !side.codes.defined() ? 0 : side.ends.defined() ? rows(side.codes) : rows(side.scale) * std::min<int64_t>(side.groupTokens, std::numeric_limits<int32_t>::max());
+                  perRow = std::min<int64_t>(side.groupTokens, std::numeric_limits<int32_t>::max()),
+                  described = !side.codes.defined() ? 0 : side.ends.defined() ? rows(side.codes) : rows(side.scale) * perRow;
     const int64_t held[] = {rows(side.first), side.across ? acrossRoom : rows(side.codes), rows(side.tail)};
     int64_t codes = 0;
     for (int64_t h = 0; h < heads; ++h) {

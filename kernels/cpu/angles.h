@@ -34,5 +34,20 @@ inline void sineCosine(const float* angles, std::int64_t count, float* sine, flo
     }
 }
 
+#ifdef __FMA__
+// Of |angles| < 2^22 in fp32, to 2^−23 and faster: products are not rounded, so reduction by two parts of π/2 is enough.
+KEEPSIGHT_INLINE void sineCosine(Floats angle, Floats& sine, Floats& cosine) {
+    asm("" : "+v"(angle)); // rounded, whatever product it is
+    const Floats shifted = angle * 0.636619772f + 12582912.f, turns = shifted - 12582912.f; // 1.5 · 2^23: the nearest integer
+    const Floats high = angle - turns * 1.57079637050628662109375f, r = high + turns * 4.37113900018624283e-8f, r2 = r * r;
+    const Floats s = r + r * r2 * ((-1.9515295891e-4f * r2 + 8.3321608736e-3f) * r2 + -1.6666654611e-1f);
+    const Floats c = (((2.443315711809948e-5f * r2 + -1.388731625493765e-3f) * r2 + 4.166664568298827e-2f) * r2 + -0.5f) * r2 + 1.f;
+    const Words quadrant = (Words)shifted;
+    const auto odd = (quadrant & 1) != 0;
+    sine = (Floats)((Words)(odd ? c : s) ^ (quadrant << 30 & 0x80000000u));
+    cosine = (Floats)((Words)(odd ? s : c) ^ ((quadrant + 1) << 30 & 0x80000000u));
+}
+#endif
+
 } // namespace
 } // namespace keepsight::KEEPSIGHT_ISA

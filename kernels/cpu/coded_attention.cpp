@@ -127,10 +127,19 @@ struct Side {
         for (std::int64_t t = first; t < first + count; ++t) {
             float* x = s.rows + (t - first) * width;
             const auto position = static_cast<float>(by.byRank ? t : attention.positionsOf(h)[t]);
-            for (std::int64_t i = 0; i < half; ++i)
-                s.angles[i] = position * by.inverseFrequencies[i]; // rounded to fp32 before the sine is taken, as ops::rope does
-            sineCosine(s.angles, half, s.sine, s.cosine);
-            for (std::int64_t i = 0; i < half; ++i) {
+            std::int64_t done = 0;
+#ifdef __FMA__
+            for (; done + Lanes <= half; done += Lanes) { // angles are rounded to fp32 before the sine is taken, as ops::rope does
+                Floats sine, cosine;
+                const Floats low = load(x + done), high = load(x + done + half);
+                sineCosine(load(by.inverseFrequencies + done) * position, sine, cosine);
+                store(x + done, low * cosine - high * sine), store(x + done + half, high * cosine + low * sine);
+            }
+#endif
+            for (std::int64_t i = done; i < half; ++i)
+                s.angles[i] = position * by.inverseFrequencies[i];
+            if (done < half) sineCosine(s.angles + done, half - done, s.sine + done, s.cosine + done);
+            for (std::int64_t i = done; i < half; ++i) {
                 const float low = x[i], high = x[i + half];
                 x[i] = low * s.cosine[i] - high * s.sine[i];
                 x[i + half] = high * s.cosine[i] + low * s.sine[i];

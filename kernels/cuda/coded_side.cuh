@@ -1,71 +1,34 @@
 // Keys or values of one KV head, stored in any form (kernels/packed.h), as a warp reads them: units of 16 entries become a tile in shared memory.
 //
 // A lane takes channels 4i … 4i + 3 of a row and those half a row later, which are RoPE's pairs and, at 4 bits, lie in the same bytes. The codes of the
-// next unit are on their way to a place of the lane's own in shared memory while the present one is computed on, and what goes with them to registers.
-// Codes of up to 4 bits become numbers by a table of which every lane has a copy in a bank of its own: shuffles would cut the loop into pieces that
-// cannot overlap. Exact values beside the codes are few: a lane takes one of them each. Where keys are turned they
-// are put in as the difference they make, so that no lane has to know which of its channels have one.
+// next unit, and scales by token, are on their way to shared memory while the present one is computed on, what else goes with them to registers. Codes of
+// up to 4 bits become numbers two at a time, by a table of which every lane has a copy in banks of its own. Exact values beside the codes are few: a
+// lane takes one of them each. Where keys are turned they are put in as the difference they make, so that no lane has to know which of its channels
+// have one.
 #pragma once
 
+#include "kernels/cuda/coded_table.cuh"
 #include "kernels/cuda/decode_walks.cuh"
-#include "kernels/packed.h"
 #include "kernels/quant.h"
 
+#include <algorithm>
 #include <climits>
 
 namespace keepsight::cuda {
-
-// Of fp32 angles of up to 2²²: what is left of whole turns is exact to 2⁻²², the units' sine and cosine to 2⁻²⁰.
-__device__ __forceinline__ float2 unitCosineSine(float angle) {
-    const float turns = fmaf(angle, 0.159154943f, 12582912.0f) - 12582912.0f; // 1.5 · 2²³: the nearest integer
-    const float rest = fmaf(turns, 1.7484556000744883e-7f, fmaf(turns, -6.2831854820251465f, angle));
-    return make_float2(__cosf(rest), __sinf(rest));
-}
-
-// How a warp turns the keys of a unit.
-struct UnitTurn {
-    const float* frequencies;      // null: not at all
-    float* shared;                 // [TileEntries] of the warp: what the unit's entries are turned by
-    const std::int32_t* positions; // of the head; null: by rank
-    int held = 0;                  // by a lane, for entry lane % 16 of the unit that comes next
-
-    __device__ void aim(int entry, int rows) {
-        if (!frequencies) return;
-        const int e = entry + min(static_cast<int>(threadIdx.x) % TileEntries, rows - 1);
-        held = positions ? positions[e] : e;
-    }
-    __device__ void begin() const {
-        if (threadIdx.x % 32 < TileEntries) shared[threadIdx.x % 32] = static_cast<float>(held);
-        __syncwarp();
-    }
-};
-
-// What codes of up to 4 bits stand for, by a block: [16 codes, 32 lanes], at a multiple of its size; codes of fewer bits whatever the bits above them are.
-constexpr int CodeTableBytes = 16 * 32 * 4;
-__device__ inline void fillCodeTable(float* table, const PackedSideArgs& a) {
-    for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += static_cast<int>(blockDim.x)) {
-        const int code = i / 32 & ((1 << min(a.bits, 4)) - 1);
-        table[i] = a.levels && a.bits != 8 ? a.levels[code] : static_cast<float>(code);
-    }
-}
-// laneTable: shared address of the lane's column; place: where the code's lowest bit is in the word.
-__device__ __forceinline__ float lookUp(unsigned laneTable, unsigned word, int place) {
-    const unsigned at = laneTable | ((place < 7 ? word << (7 - place) : word >> (place - 7)) & 15u << 7);
-    float x;
-    asm("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(at));
-    return x;
-}
 
 // Across: codes may be one array of all heads.
 template <class T, int Dim, bool Across>
 struct CodedSide {
     static constexpr int Half = Dim / 2, Parts = Dim / 8, Together = Parts <= 8 ? 4 : Parts <= 16 ? 2 : 1, Steps = TileEntries / Together; // rows at once
-    static constexpr int MostGroups = 8, TokenWords = TileEntries * MostGroups; // of scales and zeros by token that are fetched ahead
-    static constexpr int CodeWords = (Across ? 4 : 2) * Steps * 32, SharedWords = TokenWords + CodeWords + (Across ? 4 * Steps * 64 : 0);
+    static constexpr int MostGroups = 8; // of scales and zeros by token that are fetched ahead
+    // Parts of shared memory, in bytes: codes of a unit and scales and zeros by token as they lie in memory, the row of scale and of zero that a lane is at;
+    // codes may be those of an array across heads, whose scales and zeros come last.
+    static constexpr int TokenBytes = TileEntries * MostGroups * 2 + 16, CodeBytes = std::max(TileEntries * Dim + 16, Across ? 4 * Steps * 128 : 0),
+                         RowBytes = 2 * 32 * 16, SharedBytes = CodeBytes + 2 * TokenBytes + RowBytes + (Across ? 4 * Steps * 256 : 0);
     static constexpr bool Even = Dim / 8 % 4 == 0; // words of a row's high bits lie in one plane
     using Entries = Tile<T, Dim>;
 
-    // What a lane has of a row. Worked out again for every unit: kept, it would take the registers of what is on its way.
+    // What a lane has of a row. Worked out again for every unit: kept, it would take registers of the loop's.
     struct Place {
         int lane = static_cast<int>(threadIdx.x) % 32, part, sub, bits;
         __device__ explicit Place(int codeBits) : bits(codeBits) {
@@ -75,16 +38,11 @@ struct CodedSide {
         __device__ bool active() const { return Parts * Together == 32 || lane < Parts * Together; }
         __device__ int row(int step) const { return step * Together + sub; }
         __device__ int rowBytes() const { return static_cast<int>(packedBytes(Dim, bits)); }
-        // Where the lane's codes lie in a row; the second word where there are two.
-        __device__ int word() const { return bits < 4 ? part * 4 % (Dim / 4) : part * 4; }
-        __device__ int secondWord() const { return bits == 8 ? Half + part * 4 : Dim / 4 + part * 4 % (Dim / 8); }
-        __device__ int shift() const { return bits == 2 || (bits == 3 && Even) ? 2 * (part * 4 / (Dim / 4)) : 0; }
-        __device__ int highShift() const { return Even ? part * 4 / (Dim / 8) : 0; }
     };
 
     const PackedSideArgs& a;
-    unsigned *tokens, *words; // in shared memory: [TokenWords] of the warp, scale | zero << 16; the lane's of [2, Steps, 32] codes
-    unsigned laneTable; // of lookUp()
+    char* shared; // [SharedBytes] of the warp
+    CodeTable<!Across> table;
     bool byToken;
     int groupFactor; // of channel / (channels of a group) as a product, in 2⁻¹⁶
     // Of the head.
@@ -92,15 +50,12 @@ struct CodedSide {
     unsigned across = 0; // values of the heads before
     __device__ bool isAcross() const { return Across && a.acrossWidth; }
     const std::uint8_t* codes = nullptr;
-    // Of the unit that comes next, as it was read: whoever computes with it waits for it.
-    unsigned short tokenScale[TokenWords / 32], tokenZero[TokenWords / 32];
+    // Of the unit that comes next.
     int row = 0, rowEnd = 0; // of scale and zero, and the code before which it ends: the lane's
-    unsigned rowScale[4], rowZero[4];
     int cursor = 0, place = INT_MAX, rowChannel = 0; // of exact values
     unsigned short exact = 0, rowExact = 0;
 
-    __device__ CodedSide(const PackedSideArgs& args, unsigned* shared, const float* table)
-        : a(args), tokens(shared), words(shared + TokenWords + threadIdx.x % 32), laneTable(static_cast<unsigned>(__cvta_generic_to_shared(table + threadIdx.x % 32))) {
+    __device__ CodedSide(const PackedSideArgs& args, char* place, const char* codeTable) : a(args), shared(place), table(codeTable) {
         const int width = isAcross() ? Dim : Dim / static_cast<int>(a.groups);
         groupFactor = (65535 + width) / width; // exact up to Dim
         byToken = !a.ends && !isAcross() && a.groupTokens == 1 && a.groups <= MostGroups && width % 4 == 0;
@@ -134,6 +89,7 @@ struct CodedSide {
         if (row + 1 < a.parameterRows) end = a.ends ? a.ends[head * a.endsHead + row] : (row + 1) * a.groupTokens;
         rowEnd = static_cast<int>(min(end, std::int64_t{INT_MAX}));
         const __half *scale = parameters(a.scale) + row * a.groups, *zero = parameters(a.zero) + row * a.groups;
+        unsigned rowScale[4], rowZero[4];
         const bool inFours = a.groups == Dim && (reinterpret_cast<std::uintptr_t>(scale) | reinterpret_cast<std::uintptr_t>(zero)) % 8 == 0;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -146,18 +102,17 @@ struct CodedSide {
                 rowScale[2 * h] = two(scale, 0), rowScale[2 * h + 1] = two(scale, 2), rowZero[2 * h] = two(zero, 0), rowZero[2 * h + 1] = two(zero, 2);
             }
         }
+        *rowPlace(0) = make_uint4(rowScale[0], rowScale[1], rowScale[2], rowScale[3]), *rowPlace(1) = make_uint4(rowZero[0], rowZero[1], rowZero[2], rowZero[3]);
     }
-    __device__ static void asFloats(const unsigned (&from)[4], float (&to)[8]) {
+    __device__ uint4* rowPlace(int zero) const { return reinterpret_cast<uint4*>(shared + CodeBytes + 2 * TokenBytes) + zero * 32 + threadIdx.x % 32; }
+    __device__ void rowFloats(float (&scale)[8], float (&zero)[8]) const { // of the row the lane is at
+        const uint4 s = *rowPlace(0), z = *rowPlace(1);
+        const unsigned words[8] = {s.x, s.y, s.z, s.w, z.x, z.y, z.z, z.w};
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            const float2 x = unpacked<__half>(from[k]);
-            to[2 * k] = x.x, to[2 * k + 1] = x.y;
+            const float2 x = unpacked<__half>(words[k]), y = unpacked<__half>(words[4 + k]);
+            scale[2 * k] = x.x, scale[2 * k + 1] = x.y, zero[2 * k] = y.x, zero[2 * k + 1] = y.y;
         }
-    }
-    __device__ static void readFour(const __half* from, float* to) {
-        const uint2 x = *reinterpret_cast<const uint2*>(from);
-        const float2 low = unpacked<__half>(x.x), high = unpacked<__half>(x.y);
-        to[0] = low.x, to[1] = low.y, to[2] = high.x, to[3] = high.y;
     }
     __device__ void findRow(int code, int part) { // codes ascend
         if (code < rowEnd) return;
@@ -180,54 +135,34 @@ struct CodedSide {
     }
 
     __device__ static void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); } // once for each unit and side, were there nothing to ask for
-    __device__ static void copyWords(unsigned* to, const std::uint8_t* from, const Place& at, int last) {
-        const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-#pragma unroll
-        for (int s = 0; s < Steps; ++s)
-            asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared + s * 128), "l"(from + min(at.row(s), last) * at.rowBytes()) : "memory");
+    // `bytes` from anywhere, by the warp, as they lie in pieces of 16 bytes.
+    __device__ static void copy(char* to, const void* from, int bytes, int lane) {
+        const int before = static_cast<int>(reinterpret_cast<std::uintptr_t>(from) % 16);
+        const char* source = static_cast<const char*>(from) - before;
+        const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
+#pragma unroll 1
+        for (int i = lane * 16; i < before + bytes; i += 512)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target + i), "l"(source + i), "r"(min(before + bytes - i, 16)) : "memory");
     }
+    __device__ const std::uint8_t* rowsAt(int code, int rowBytes) const { return codes + static_cast<std::int64_t>(code) * rowBytes; }
+    __device__ const char* copied(const void* from, int place) const { return shared + place + reinterpret_cast<std::uintptr_t>(from) % 16; }
+    __device__ const __half* tokensAt(const void* from, int code) const { return parameters(from) + static_cast<std::int64_t>(code) * a.groups; }
     // Asks for the codes from `code` on, `rows` of them.
-    __device__ void fetch(int code, int rows) {
+    __device__ __forceinline__ void fetch(int code, int rows) {
         const int last = rows - 1;
         const Place at(a.bits);
-        if (!isAcross()) {
-            const std::uint8_t* from = codes + static_cast<std::int64_t>(code) * at.rowBytes();
-            if (!Even && at.bits == 3) {
-#pragma unroll 1
-                for (int s = 0; s < Steps; ++s)
-                    readUneven(from + min(at.row(s), last) * at.rowBytes(), at.part, words + s * 32);
-            } else {
-                copyWords(words, from + at.word(), at, last);
-                if (at.bits == 3 || at.bits == 8) copyWords(words + Steps * 32, from + at.secondWord(), at, last);
-            }
-        } else {
+        if (isAcross())
             fetchAcross(code, last, at);
-        }
-        commit();
+        else
+            copy(shared, rowsAt(code, at.rowBytes()), rows * at.rowBytes(), at.lane);
         if (byToken) {
-            const int count = rows * static_cast<int>(a.groups);
-            const std::int64_t first = static_cast<std::int64_t>(code) * a.groups;
-            const auto *scale = reinterpret_cast<const unsigned short*>(parameters(a.scale) + first), *zero = reinterpret_cast<const unsigned short*>(parameters(a.zero) + first);
-#pragma unroll
-            for (int k = 0; k < TokenWords / 32; ++k)
-                if (k * 32 < count) {
-                    const int i = min(k * 32 + at.lane, count - 1);
-                    tokenScale[k] = scale[i], tokenZero[k] = zero[i];
-                }
+            const int bytes = rows * static_cast<int>(a.groups) * 2;
+            copy(shared + CodeBytes, tokensAt(a.scale, code), bytes, at.lane), copy(shared + CodeBytes + TokenBytes, tokensAt(a.zero, code), bytes, at.lane);
         } else if (!isAcross()) {
             findRow(code + min(at.sub, last), at.part);
         }
+        commit();
         if (a.rowChannels && at.lane < rows * static_cast<int>(a.rowExactCount)) readRowExact(code, at.lane);
-    }
-    __device__ static void readUneven(const std::uint8_t* row, int part, unsigned* to) { // 3 bits: rows on any address, as if all were in plane 0
-        unsigned low = 0, high = 0;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            const int channel = part * 4 + k;
-            low |= (row[channel % (Dim / 4)] >> (2 * (channel / (Dim / 4))) & 0x33u) << (8 * k);
-            high |= (row[Dim / 4 + channel % (Dim / 8)] >> (channel / (Dim / 8)) & 0x11u) << (8 * k);
-        }
-        to[0] = low, to[Steps * 32] = high;
     }
     __device__ void readRowExact(int code, int i) { // the i-th exact value of the unit
         const std::int64_t at = static_cast<std::int64_t>(code) * a.rowExactCount + i, from = head * a.channelsHead + at;
@@ -259,39 +194,81 @@ struct CodedSide {
                 to[k] = __ldg(turn.frequencies + part * 4 + k);
     }
 
-    // The codes asked for last, to a tile. Entries that are not there become the last one again. Bytes: 8 bits.
-    enum class Scales { byToken, oneRow, rows };
-    template <bool Turned, bool Bytes, Scales Of>
+    // A lane's codes of a row, two to a byte: channel 4 · part + k in the low bits of byte k, the one half a row later in the high ones.
+    template <int Bits>
+    __device__ __forceinline__ static unsigned fourBytes(const char* row, int part) {
+        if constexpr (Bits == 4) {
+            return *reinterpret_cast<const unsigned*>(row + part * 4);
+        } else if constexpr (Bits == 2) {
+            return *reinterpret_cast<const unsigned*>(row + part * 4 % (Dim / 4)) >> 2 * (part * 4 / (Dim / 4));
+        } else if constexpr (Even) {
+            const unsigned low = *reinterpret_cast<const unsigned*>(row + part * 4 % (Dim / 4)) >> 2 * (part * 4 / (Dim / 4)),
+                           high = *reinterpret_cast<const unsigned*>(row + Dim / 4 + part * 4 % (Dim / 8)) >> (part * 4 / (Dim / 8));
+            return (low & 0x33333333u) | (high & 0x11111111u) << 2;
+        } else {
+            unsigned w = 0;
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const int channel = part * 4 + k;
+                const unsigned low = static_cast<unsigned char>(row[channel % (Dim / 4)]) >> 2 * (channel / (Dim / 4)),
+                               high = static_cast<unsigned char>(row[Dim / 4 + channel % (Dim / 8)]) >> (channel / (Dim / 8));
+                w |= ((low & 0x33u) | (high & 0x11u) << 2) << (8 * k);
+            }
+            return w;
+        }
+    }
+
+    template <int Bits>
+    __device__ __forceinline__ void numbers(const char* row, int part, float (&x)[8]) const { // what a lane's codes of a row stand for
+        if constexpr (Bits == 8) {
+            const unsigned w[2] = {*reinterpret_cast<const unsigned*>(row + part * 4), *reinterpret_cast<const unsigned*>(row + Half + part * 4)};
+#pragma unroll
+            for (int k = 0; k < 8; ++k) {
+                const unsigned byte = w[k / 4] >> (k % 4 * 8) & 0xff;
+                x[k] = a.levels ? __ldg(a.levels + byte) : __uint_as_float(0x4b000000u | byte) - 8388608.0f;
+            }
+        } else {
+            const unsigned w = fourBytes<Bits>(row, part);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const float2 two = table.two(w, k);
+                x[k] = two.x, x[4 + k] = two.y;
+            }
+        }
+    }
+
+    // The codes asked for last, to a tile. Bits 0: any number of them. Entries that are not there become the last one again.
+    enum class Scales { ofToken, byToken, oneRow, rows }; // ofToken: one group of channels
+    template <bool Turned, int Bits, Scales Of>
     __device__ __forceinline__ void decode(char* tile, int code, int last, const UnitTurn& turn, const Place& at) {
-        const int groups = static_cast<int>(a.groups), lowGroup = groupOf(at.part * 4), highGroup = groupOf(Half + at.part * 4), shift = at.shift(), highShift = at.highShift();
-        const unsigned lowMask = at.bits == 3 ? 0x33333333u : ~0u, highMask = at.bits == 3 ? 0x11111111u : 0;
+        const int rowBytes = Bits == 0 ? at.rowBytes() : static_cast<int>(packedBytes(Dim, Bits)), groups = static_cast<int>(a.groups);
+        const char* raw = copied(rowsAt(code, rowBytes), 0);
+        const auto *scaleOf = reinterpret_cast<const __half*>(copied(tokensAt(a.scale, code), CodeBytes)),
+                   *zeroOf = reinterpret_cast<const __half*>(copied(tokensAt(a.zero, code), CodeBytes + TokenBytes));
+        const int lowGroup = groupOf(at.part * 4), highGroup = groupOf(Half + at.part * 4);
         float frequencies[4], scale[8], zero[8];
         readFrequencies<Turned>(turn, at.part, frequencies);
-        if constexpr (Of != Scales::byToken) asFloats(rowScale, scale), asFloats(rowZero, zero);
+        constexpr bool Rows = Of == Scales::oneRow || Of == Scales::rows;
+        if constexpr (Rows) rowFloats(scale, zero);
 #pragma unroll(Of == Scales::rows ? 1 : 4)
         for (int s = 0; s < Steps; ++s) {
             const int e = at.row(s), of = min(e, last);
+            const char* row = raw + of * rowBytes;
             float x[8];
-            if constexpr (Bytes) {
-#pragma unroll
-                for (int k = 0; k < 8; ++k) {
-                    const unsigned byte = words[(k / 4 * Steps + s) * 32] >> (k % 4 * 8) & 0xff;
-                    x[k] = a.levels ? __ldg(a.levels + byte) : __uint_as_float(0x4b000000u | byte) - 8388608.0f;
-                }
-            } else {
-                const unsigned w = (words[s * 32] >> shift & lowMask) | (words[(Steps + s) * 32] >> highShift & highMask) << 2; // without a branch: steps overlap
-#pragma unroll
-                for (int k = 0; k < 8; ++k)
-                    x[k] = lookUp(laneTable, w, k % 4 * 8 + k / 4 * 4);
-            }
-            if constexpr (Of == Scales::byToken) {
-                const float2 low = unpacked<__half>(tokens[of * groups + lowGroup]), high = unpacked<__half>(tokens[of * groups + highGroup]);
+            if constexpr (Bits == 0)
+                at.bits == 4 ? numbers<4>(row, at.part, x) : at.bits == 2 ? numbers<2>(row, at.part, x) : at.bits == 3 ? numbers<3>(row, at.part, x) : numbers<8>(row, at.part, x);
+            else
+                numbers<Bits>(row, at.part, x);
+            if constexpr (!Rows) {
+                const bool one = Of == Scales::ofToken;
+                const int first = one ? of : of * groups + lowGroup, second = one ? of : of * groups + highGroup;
+                const float low = wide(scaleOf[first]), lowZero = wide(zeroOf[first]), high = one ? low : wide(scaleOf[second]), highZero = one ? lowZero : wide(zeroOf[second]);
 #pragma unroll
                 for (int k = 0; k < 4; ++k)
-                    x[k] = fmaf(x[k], low.x, low.y), x[4 + k] = fmaf(x[4 + k], high.x, high.y);
+                    x[k] = fmaf(x[k], low, lowZero), x[4 + k] = fmaf(x[4 + k], high, highZero);
             } else {
                 if constexpr (Of == Scales::rows)
-                    if (code + of >= rowEnd) findRow(code + of, at.part), asFloats(rowScale, scale), asFloats(rowZero, zero);
+                    if (code + of >= rowEnd) findRow(code + of, at.part), rowFloats(scale, zero);
 #pragma unroll
                 for (int k = 0; k < 8; ++k)
                     x[k] = fmaf(x[k], scale[k], zero[k]);
@@ -299,21 +276,17 @@ struct CodedSide {
             put<Turned>(tile, e, x, frequencies, Turned ? turn.shared[of] : 0.0f, at);
         }
     }
-    template <bool Turned, bool Bytes>
+    template <bool Turned, int Bits>
     __device__ __forceinline__ void decode(char* tile, int code, int rows, const UnitTurn& turn) {
         const Place at(a.bits);
-        asm volatile("cp.async.wait_group 1;" ::: "memory"); // all but what the other side asked for since
-        if (byToken) {
-#pragma unroll
-            for (int k = 0; k < TokenWords / 32; ++k)
-                if (k * 32 < rows * static_cast<int>(a.groups)) tokens[k * 32 + at.lane] = tokenScale[k] | static_cast<unsigned>(tokenZero[k]) << 16;
-            __syncwarp();
-            decode<Turned, Bytes, Scales::byToken>(tile, code, rows - 1, turn, at);
-        } else if (__all_sync(EveryLane, code + rows <= rowEnd)) {
-            decode<Turned, Bytes, Scales::oneRow>(tile, code, rows - 1, turn, at);
-        } else {
-            decode<Turned, Bytes, Scales::rows>(tile, code, rows - 1, turn, at);
-        }
+        if (byToken && !Turned && a.groups == 1)
+            decode<Turned, Bits, Scales::ofToken>(tile, code, rows - 1, turn, at);
+        else if (byToken)
+            decode<Turned, Bits, Scales::byToken>(tile, code, rows - 1, turn, at);
+        else if (__all_sync(EveryLane, code + rows <= rowEnd))
+            decode<Turned, Bits, Scales::oneRow>(tile, code, rows - 1, turn, at);
+        else
+            decode<Turned, 0, Scales::rows>(tile, code, rows - 1, turn, at);
     }
 
     // Of an array across all heads: one value, and four neighbours of which the first is at a multiple of four.
@@ -363,26 +336,27 @@ struct CodedSide {
         return (column >= bytes) + (column >= 2 * bytes) + (column >= 3 * bytes);
     }
     __device__ uint2* acrossParameters(int half, int zero, int step) const {
-        return reinterpret_cast<uint2*>(tokens + TokenWords + CodeWords) + ((half * 2 + zero) * Steps + step) * 32 + threadIdx.x % 32;
+        return reinterpret_cast<uint2*>(shared + CodeBytes + 2 * TokenBytes + RowBytes) + ((half * 2 + zero) * Steps + step) * 32 + threadIdx.x % 32;
     }
+    __device__ unsigned* acrossWords(int number, int step) const { return reinterpret_cast<unsigned*>(shared) + (number * Steps + step) * 32 + threadIdx.x % 32; }
     template <int Size>
     __device__ static void copyAcross(void* to, const void* from) {
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from), "n"(Size) : "memory");
     }
-    __device__ void fetchAcross(int code, int last, const Place& at) const {
+    __device__ __forceinline__ void fetchAcross(int code, int last, const Place& at) const {
         if (!acrossInFours()) return;
         const unsigned bytes = static_cast<unsigned>(planeBytes(a.acrossWidth, at.bits == 3 ? 2 : at.bits)), high = static_cast<unsigned>(planeBytes(a.acrossWidth, 1)),
                        rowBytes = bytes + (at.bits == 3 ? high : 0);
         eachFour(code, last, at, [&](int s, int half, unsigned row, unsigned column) {
             const std::uint8_t* from = codes + static_cast<std::int64_t>(row) * rowBytes;
-            copyAcross<4>(words + (half * Steps + s) * 32, from + column - planeOf(column, bytes) * bytes);
-            if (at.bits == 3) copyAcross<4>(words + ((2 + half) * Steps + s) * 32, from + bytes + column % high);
+            copyAcross<4>(acrossWords(half, s), from + column - planeOf(column, bytes) * bytes);
+            if (at.bits == 3) copyAcross<4>(acrossWords(2 + half, s), from + bytes + column % high);
             copyAcross<8>(acrossParameters(half, 0, s), static_cast<const __half*>(a.scale) + column);
             copyAcross<8>(acrossParameters(half, 1, s), static_cast<const __half*>(a.zero) + column);
         });
     }
     template <bool Turned>
-    __device__ void decodeAcross(char* tile, int code, int rows, const UnitTurn& turn) const {
+    __device__ __forceinline__ void decodeAcross(char* tile, int code, int rows, const UnitTurn& turn) const {
         const Place at(a.bits);
         const int last = rows - 1;
         float frequencies[4], x[8];
@@ -399,23 +373,22 @@ struct CodedSide {
             }
             return;
         }
-        asm volatile("cp.async.wait_group 1;" ::: "memory");
         const unsigned low = at.bits == 3 ? 2 : static_cast<unsigned>(at.bits), bytes = static_cast<unsigned>(planeBytes(a.acrossWidth, static_cast<int>(low))),
                        high = static_cast<unsigned>(planeBytes(a.acrossWidth, 1));
         eachFour(code, last, at, [&](int s, int half, unsigned, unsigned column) {
-            unsigned w = words[(half * Steps + s) * 32] >> (planeOf(column, bytes) * low);
-            if (at.bits == 3) w = (w & 0x03030303u) | (words[((2 + half) * Steps + s) * 32] >> (column / high) & 0x01010101u) << 2;
+            unsigned w = *acrossWords(half, s) >> (planeOf(column, bytes) * low);
+            if (at.bits == 3) w = (w & 0x03030303u) | (*acrossWords(2 + half, s) >> (column / high) & 0x01010101u) << 2;
             const uint2 scale = *acrossParameters(half, 0, s), zero = *acrossParameters(half, 1, s);
             const float2 s0 = unpacked<__half>(scale.x), s1 = unpacked<__half>(scale.y), z0 = unpacked<__half>(zero.x), z1 = unpacked<__half>(zero.y);
             const float by[4] = {s0.x, s0.y, s1.x, s1.y}, plus[4] = {z0.x, z0.y, z1.x, z1.y};
 #pragma unroll
             for (int k = 0; k < 4; ++k)
-                x[half * 4 + k] = fmaf(at.bits == 8 ? levelOf(w >> (8 * k) & 0xff) : lookUp(laneTable, w, 8 * k), by[k], plus[k]);
+                x[half * 4 + k] = fmaf(at.bits == 8 ? levelOf(w >> (8 * k) & 0xff) : table.one(w >> (8 * k)), by[k], plus[k]);
             if (half == 1) put<Turned>(tile, at.row(s), x, frequencies, Turned ? turn.shared[min(at.row(s), last)] : 0.0f, at);
         });
     }
     template <bool Turned>
-    __device__ void copyExact(char* tile, int entry, int rows, const UnitTurn& turn) const { // not codes
+    __device__ __forceinline__ void copyExact(char* tile, int entry, int rows, const UnitTurn& turn) const { // not codes
         const Place at(a.bits);
         float frequencies[4];
         readFrequencies<Turned>(turn, at.part, frequencies);
@@ -439,19 +412,16 @@ struct CodedSide {
     __device__ float valueOf(int code, int e, int channel) const {
         const int i = code + e;
         if (isAcross()) return acrossAt(across + static_cast<unsigned>(i) * Dim + channel);
-        float level;
-        if (a.bits == 8) {
-            level = levelOf(codes[static_cast<std::int64_t>(i) * Dim + channel]);
-        } else {
-            const int part = channel % Half / 4, step = e / Together, lane = e % Together * Parts + part, own = static_cast<int>(threadIdx.x) % 32;
-            const unsigned* from = words - own + lane + step * 32; // of the lane that decodes it
-            unsigned w = from[0];
-            if (a.bits == 2 || (a.bits == 3 && Even)) w >>= 2 * (part * 4 / (Dim / 4));
-            if (a.bits == 3) w = (w & 0x33333333u) | (from[Steps * 32] >> (Even ? part * 4 / (Dim / 8) : 0) & 0x11111111u) << 2;
-            level = lookUp(laneTable, w >> (channel % 4 * 8 + channel / Half * 4), 0);
-        }
+        const int rowBytes = static_cast<int>(packedBytes(Dim, a.bits)), low = a.bits == 3 ? 2 : a.bits;
+        const auto* raw = reinterpret_cast<const unsigned char*>(copied(rowsAt(code, rowBytes), 0)) + e * rowBytes;
+        const int planes = Dim * low / 8, plane = static_cast<int>(planeOf(static_cast<unsigned>(channel), static_cast<unsigned>(planes)));
+        unsigned number = raw[channel - plane * planes] >> (plane * low) & ((1u << low) - 1);
+        if (a.bits == 3) number |= (raw[planes + channel % (Dim / 8)] >> (channel / (Dim / 8)) & 1u) << 2;
+        const float level = a.bits == 8 ? levelOf(number) : table.one(number);
         int r = 0, high = static_cast<int>(a.parameterRows) - 1;
-        if (!a.ends) {
+        if (high == 0) {
+            r = 0;
+        } else if (!a.ends) {
             r = a.groupTokens == 1 ? i : min(i / static_cast<int>(a.groupTokens), high);
         } else {
 #pragma unroll 1
@@ -464,14 +434,14 @@ struct CodedSide {
             }
         }
         const std::int64_t at = static_cast<std::int64_t>(r) * a.groups + groupOf(channel);
-        return fmaf(level, wide(parameters(a.scale)[at]), wide(parameters(a.zero)[at]));
+        return fmaf(level, wide(__ldg(parameters(a.scale) + at)), wide(__ldg(parameters(a.zero) + at)));
     }
     __device__ static T& element(char* tile, int e, int channel) {
         return *reinterpret_cast<T*>(tile + (e * Entries::Pitch + (channel / 8 ^ e % 8)) * 16 + channel % 8 * 2);
     }
     // One exact value a lane, of those that are `mine`. By all lanes.
     template <bool Turned>
-    __device__ void replace(char* tile, bool mine, int e, int channel, float value, int code, const UnitTurn& turn) const {
+    __device__ __forceinline__ void replace(char* tile, bool mine, int e, int channel, float value, int code, const UnitTurn& turn) const {
         if constexpr (!Turned) {
             if (mine) element(tile, e, channel) = narrow<T>(value);
         } else {
@@ -494,13 +464,14 @@ struct CodedSide {
         }
     }
     template <bool Turned>
-    __device__ void replaceAll(char* tile, int code, int rows, const UnitTurn& turn) {
+    __device__ __forceinline__ void replaceAll(char* tile, int code, int rows, const UnitTurn& turn) {
         if (exactCount) {
             const int end = (code + rows) * Dim;
 #pragma unroll 1
             for (unsigned mine = EveryLane; mine == EveryLane;) {
-                mine = __ballot_sync(EveryLane, place < end);
-                if (mine) replace<Turned>(tile, place < end, place / Dim - code, place % Dim, asFloat(a.exact, exact), code, turn);
+                const int at = arrived(place);
+                mine = __ballot_sync(EveryLane, at < end);
+                if (mine) replace<Turned>(tile, at < end, at / Dim - code, at % Dim, asFloat(a.exact, arrived(exact)), code, turn);
                 cursor += __popc(mine);
                 if (mine) nextExact();
             }
@@ -509,24 +480,30 @@ struct CodedSide {
 #pragma unroll 1
             for (int i = static_cast<int>(threadIdx.x) % 32, count = rows * static_cast<int>(a.rowExactCount), all = 0; all < count; i += 32, all += 32) {
                 if (all > 0 && i < count) readRowExact(code, i);
-                replace<Turned>(tile, i < count, i / static_cast<int>(a.rowExactCount), rowChannel, asFloat(a.rowExact, rowExact), code, turn);
+                replace<Turned>(tile, i < count, i / static_cast<int>(a.rowExactCount), arrived(rowChannel), asFloat(a.rowExact, arrived(rowExact)), code, turn);
             }
     }
 
     // A unit to its tile.
     template <bool Turned>
-    __device__ void unpack(char* tile, int entry, int rows, bool areCodes, const UnitTurn& turn) {
+    __device__ __forceinline__ void unpack(char* tile, int entry, int rows, bool areCodes, const UnitTurn& turn) {
         if constexpr (Turned) turn.begin();
         if (!areCodes) {
             copyExact<Turned>(tile, entry, rows, turn);
         } else {
             const int code = entry - firstEnd;
+            asm volatile("cp.async.wait_group 1;" ::: "memory"); // all but what the other side asked for since
+            __syncwarp();
             if (isAcross())
                 decodeAcross<Turned>(tile, code, rows, turn);
-            else if (a.bits == 8)
-                decode<Turned, true>(tile, code, rows, turn);
+            else if (a.bits == 4)
+                decode<Turned, 4>(tile, code, rows, turn);
+            else if (a.bits == 2)
+                decode<Turned, 2>(tile, code, rows, turn);
+            else if (a.bits == 3)
+                decode<Turned, 3>(tile, code, rows, turn);
             else
-                decode<Turned, false>(tile, code, rows, turn);
+                decode<Turned, 8>(tile, code, rows, turn);
             __syncwarp();
             replaceAll<Turned>(tile, code, rows, turn);
         }

@@ -31,8 +31,7 @@ double mapUnit(); // what 1 in a fixed-point map stands for
 bool takesPackedAttention(const PackedAttentionArgs& args, CudaElement element);
 cudaError_t launchPackedAttention(const PackedAttentionArgs& args, CudaElement element, const DecodeScratch& scratch, const CudaDevice& device,
                                   cudaStream_t stream);
-// The same for every form, slower: bf16 and fp16, head sizes as hasHeadSize() but 32, exact entries and the query on 16-byte addresses, codes on words of
-// 4 bytes. args.attention.positions are read where keys are turned by them.
+// The same for every form, slower: bf16 and fp16, head sizes 64 and 128, exact entries and the query on 16-byte addresses, codes on words of 4 bytes. args.attention.positions are read where keys are turned by them.
 bool takesCodedAttention(const PackedAttentionArgs& args, CudaElement element);
 cudaError_t launchCodedAttention(const PackedAttentionArgs& args, CudaElement element, const DecodeScratch& scratch, const CudaDevice& device,
                                  cudaStream_t stream);

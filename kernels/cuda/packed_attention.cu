@@ -366,8 +366,6 @@ cudaError_t launch(const PackedAttentionArgs& args, const DecodeScratch& scratch
     return launchDecodeWeights(args.attention, scratch, stream);
 }
 
-bool inTiles(const void* p, std::int64_t head) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0 && head % 8 == 0; }
-
 bool isByChannel(const PackedSideArgs& side, std::int64_t dim) { return side.codes && side.groups == dim && side.groupTokens > 1; }
 
 bool takesSide(const PackedSideArgs& side, std::int64_t dim, bool ofKeys) {

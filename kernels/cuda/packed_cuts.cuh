@@ -4,7 +4,12 @@
 
 #include "kernels/packed.h"
 
+#include <cstdint>
+
 namespace keepsight::cuda {
+
+// Exact entries and queries are copied in words of 16 bytes.
+inline bool inTiles(const void* p, std::int64_t head) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0 && head % 8 == 0; }
 
 constexpr int Segments = 5; // of a head
 

@@ -644,7 +644,8 @@ int main(int argc, char** argv) {
             for (const int dim : {80, 128}) checkDecode(4, dim, 700, type, true, dim == 80), checkVote(3, dim, 333, type, true);
             checkDecode(12, 64, 5000, type, false, false);
             checkSparse(4, 128, 5000, 2688, type, false, false), checkSparse(3, 80, 900, 333, type, true, false);
-            checkChange(4, 128, 700, type, true, false), checkChange(12, 80, 5000, type, false, true), checkPromptChange(2, 128, 300, 300, 7, type, false), checkPromptChange(3, 64, 500, 77, 0, type, false);
+            checkChange(4, 128, 700, type, true, false), checkChange(12, 80, 5000, type, false, true), checkPromptChange(2, 128, 300, 300, 7, type, false), checkPromptChange(3, 64, 500, 77, 0, type, false), checkPromptChange(3, 64, 1000, 300, 0, type, false),
+                checkPromptChange(2, 128, 600, 600, 7, type, false);
             checkPacked(3, 33, 80, 4, 16, false, false, type), checkPacked(3, 33, 33, 3, 11, true, true, type);
             checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
             for (const int bits : {2, 4, 8}) checkPackedAttention(3, 4, 128, 333, bits, 32, bits < 8, type);
