@@ -1,7 +1,6 @@
 // ops::packed_attention over every form entries are stored in, against fp64 over what they stand for; packed_attention_test.cpp has the usual forms.
-#include "kernels/bind/packed.h"
+#include "tests/kernels/packed_calls.h"
 #include "tests/kernels/packed_forms.h"
-#include "tests/kernels/support.h"
 
 #include <ATen/Parallel.h>
 #include <functional>
@@ -11,15 +10,11 @@ using namespace keepsight::test;
 
 namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
 enum Turn { None, ByPosition, ByRank };
 
-struct Case {
-    at::Tensor q, positions, lengths, queryPosition;
-    MadeSide keys, values;
-    ops::KeyTurn turn;
+struct Case : PackedCall {
+    MadeSide madeKeys, madeValues;
     at::Tensor attendedKeys; // turned
-    double scale = 0.125;
 };
 
 // Ragged: heads hold fewer and fewer, every third nothing; positions have gaps and are large.
@@ -30,38 +25,19 @@ Case makeCase(int queryHeads, int kvHeads, int64_t held, int dim, const PackedFo
     std::vector<int64_t> lengths;
     for (int h = 0; h < kvHeads; ++h) lengths.push_back(!ragged ? held : h % 3 == 1 ? 0 : held - h * held / (2 * kvHeads));
     c.q = at::randn({1, queryHeads, dim}).to(type).transpose(0, 1);
-    c.keys = makePackedSide(lengths, dim, keys, exactEnds, ragged ? 7 : 0, type), c.values = makePackedSide(lengths, dim, values, exactEnds, ragged ? 19 : 0, type);
+    c.madeKeys = makePackedSide(lengths, dim, keys, exactEnds, ragged ? 7 : 0, type);
+    c.madeValues = makePackedSide(lengths, dim, values, exactEnds, ragged ? 19 : 0, type);
+    c.keys = c.madeKeys.side, c.values = c.madeValues.side;
     c.lengths = at::tensor(lengths, at::kInt);
-    const int64_t capacity = c.keys.dense.size(1);
+    const int64_t capacity = c.madeKeys.dense.size(1);
     c.positions = (at::arange(capacity, at::kInt) * (ragged ? 21 : 1)).expand({kvHeads, capacity}).contiguous();
     c.queryPosition = at::full({1}, held * 21, at::kInt);
-    c.attendedKeys = c.keys.dense;
+    c.attendedKeys = c.madeKeys.dense;
     if (turn != None) {
         c.turn = {at::pow(at::Scalar(10000.0), -at::arange(0, dim, 2, at::kFloat) / dim), turn == ByRank};
-        c.attendedKeys = turnedKeys(c.keys.dense, turn == ByRank ? at::arange(capacity, at::kInt) : c.positions, c.turn.inverseFrequencies);
+        c.attendedKeys = turnedKeys(c.madeKeys.dense, turn == ByRank ? at::arange(capacity, at::kInt) : c.positions, c.turn.inverseFrequencies);
     }
     return c;
-}
-
-ops::AttentionStats emptyStats(const Case& c, bool perKvHead) {
-    ops::AttentionStats stats;
-    const int64_t heads = c.q.size(0), capacity = c.positions.size(1);
-    stats.columnSum = at::ones({heads, capacity}); // accumulated
-    stats.lastRows = at::full({heads, 1, capacity}, NAN);
-    stats.map = at::ones({perKvHead ? c.lengths.size(0) : heads, 3, capacity / 7 + 1});
-    stats.rowBin = 10, stats.colBin = 7, stats.mapRowBegin = c.queryPosition.item<int>() - 15;
-    return stats;
-}
-
-at::Tensor attentionBy(const QString& name, const Case& c, ops::AttentionStats* stats) {
-    const ops::PackedSide &k = c.keys.side, &v = c.values.side;
-    if (name != "composite") return ops::packed_attention(c.q, k, v, c.positions, c.lengths, c.queryPosition, c.scale, stats, c.turn);
-    const auto optional = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
-    const ops::AttentionStats none, &s = stats ? *stats : none;
-    return composite<ops::PackedAttention>("packed_attention")
-        .call(c.q, ops::packedTensors(k), k.bits, k.groupTokens, k.across, ops::packedTensors(v), v.bits, v.groupTokens, v.across, c.positions, c.lengths,
-              c.queryPosition, c.scale, optional(c.turn.inverseFrequencies), c.turn.byRank, optional(s.columnSum), optional(s.lastRows), optional(s.map),
-              s.mapRowBegin, s.rowBin, s.colBin);
 }
 
 struct Form {
@@ -155,14 +131,14 @@ private Q_SLOTS:
         if (!choose(implementation)) QSKIP("this processor lacks the instruction set");
         const Form form = formsOf(shape[3], shape[4])[static_cast<size_t>(shape[5])];
         const Case c = makeCase(shape[0], shape[1], shape[2], shape[3], form.keys, form.values, form.turn, bf16 ? at::kBFloat16 : at::kFloat, ragged);
-        ops::AttentionStats stats = emptyStats(c, true), dense = emptyStats(c, true);
-        const at::Tensor out = attentionBy(implementation, c, &stats);
-        const at::Tensor expected = ops::attention(c.q.to(at::kFloat), c.attendedKeys, c.values.dense, c.positions, c.lengths, c.queryPosition, c.scale, &dense);
+        ops::AttentionStats stats = c.emptyStats(true), dense = c.emptyStats(true);
+        const at::Tensor out = c.attentionBy(implementation, &stats);
+        const at::Tensor expected = ops::attention(c.q.to(at::kFloat), c.attendedKeys, c.madeValues.dense, c.positions, c.lengths, c.queryPosition, c.scale, &dense);
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(out), doubles(expected), bf16 ? 0.01 : 1e-5); // attention() itself is held against fp64 by its own test
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(stats.lastRows), doubles(dense.lastRows), 1e-5);
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(stats.columnSum), doubles(dense.columnSum), 1e-5);
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(stats.map), doubles(dense.map), 1e-5);
-        QVERIFY(sameBits(out, attentionBy(implementation, c, nullptr)));
+        QVERIFY(sameBits(out, c.attentionBy(implementation, nullptr)));
     }
 
     void unpackingGivesTheEntries_data() {
@@ -173,7 +149,7 @@ private Q_SLOTS:
         QFETCH(int, form);
         const Form f = formsOf(64, 3)[static_cast<size_t>(form)];
         const Case c = makeCase(3, 3, 70, 64, f.keys, f.values, f.turn, at::kFloat, true);
-        for (const MadeSide* made : {&c.keys, &c.values})
+        for (const MadeSide* made : {&c.madeKeys, &c.madeValues})
             KEEPSIGHT_VERIFY_DIFFERENCE(doubles(ops::denseEntries(made->side, made->dense.size(1), at::kFloat)), doubles(made->dense.nan_to_num(0)), 1e-6);
     }
 
@@ -184,8 +160,8 @@ private Q_SLOTS:
         ops::AttentionStats stats[3];
         for (int run = 0; run < 3; ++run) {
             at::set_num_threads(run == 2 ? 1 : 2);
-            stats[run] = emptyStats(c, true);
-            outs[run] = attentionBy("", c, &stats[run]);
+            stats[run] = c.emptyStats(true);
+            outs[run] = c.attentionBy("", &stats[run]);
         }
         at::set_num_threads(2);
         for (int run = 1; run < 3; ++run)
@@ -205,11 +181,11 @@ private Q_SLOTS:
         PackedForm form{4, 2, 3};
         form.levels = form.ends = true, form.exact = 0.1, form.rowExact = 2;
         Case c = makeCase(4, 2, 40, 64, form, form, None, at::kFloat, false);
-        attentionBy("", c, nullptr); // as it is nothing is refused
-        refusal.change(values ? c.values.side : c.keys.side);
+        c.attentionBy("", nullptr); // as it is nothing is refused
+        refusal.change(values ? c.values : c.keys);
         const std::string start = std::string("packed_attention: ") + (values ? "value " : "key ");
         try {
-            attentionBy("", c, nullptr);
+            c.attentionBy("", nullptr);
         } catch (const EngineError& error) {
             const std::string what = error.what();
             QVERIFY2(what.starts_with(start) && what.substr(0, what.find(" should be")).find(refusal.says) != std::string::npos, what.c_str());
@@ -223,7 +199,7 @@ private Q_SLOTS:
         const at::Tensor good = c.turn.inverseFrequencies;
         for (const at::Tensor& bad : {good.narrow(0, 0, 31), good.to(at::kHalf), at::empty({32}, good.options().device(at::kMeta))}) {
             c.turn.inverseFrequencies = bad;
-            QVERIFY_THROWS_EXCEPTION(EngineError, attentionBy("", c, nullptr));
+            QVERIFY_THROWS_EXCEPTION(EngineError, c.attentionBy("", nullptr));
         }
     }
 };

@@ -2,7 +2,7 @@
 // coded_attention_test.cpp.
 #include "kernels/bind/packed.h"
 #include "kernels/quant.h"
-#include "tests/kernels/support.h"
+#include "tests/kernels/packed_calls.h"
 
 #include <ATen/Parallel.h>
 #include <functional>
@@ -12,18 +12,13 @@ using namespace keepsight::test;
 
 namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
 struct Form {
     int bits = 4, groups = 1, tokens = 1; // of a side: groups of a row, tokens that share them
 };
 enum Parts { Mixed, CodesOnly, FirstOnly, TailOnly, ExactOnly, NoTail, NoFirst };
 
-struct Case {
-    at::Tensor q, positions, lengths, queryPosition;
-    ops::PackedSide keys, values;
+struct Case : PackedCall {
     at::Tensor denseKeys, denseValues; // [Hkv, C, D] fp32: what the entries are; NaN behind the last
-    double scale = 0.125;
 };
 
 // A tensor that is part of a greater one, as the cache has them: heads lie apart.
@@ -98,26 +93,6 @@ Case makeCase(int queryHeads, int kvHeads, int held, int dim, const Form& keys, 
     c.positions = (at::arange(c.denseKeys.size(1), at::kInt) * (ragged ? 2 : 1)).expand({kvHeads, c.denseKeys.size(1)}).contiguous();
     c.queryPosition = at::full({1}, held * 2, at::kInt);
     return c;
-}
-
-ops::AttentionStats emptyStats(const Case& c, bool perKvHead) {
-    ops::AttentionStats stats;
-    const int64_t heads = c.q.size(0), capacity = c.positions.size(1);
-    stats.columnSum = at::ones({heads, capacity}); // accumulated
-    stats.lastRows = at::full({heads, 1, capacity}, NAN);
-    stats.map = at::ones({perKvHead ? c.lengths.size(0) : heads, 3, capacity / 7 + 1});
-    stats.rowBin = 10, stats.colBin = 7, stats.mapRowBegin = c.queryPosition.item<int>() - 15;
-    return stats;
-}
-
-at::Tensor attentionBy(const QString& name, const Case& c, ops::AttentionStats* stats) {
-    if (name != "composite") return ops::packed_attention(c.q, c.keys, c.values, c.positions, c.lengths, c.queryPosition, c.scale, stats);
-    const auto optional = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
-    const ops::AttentionStats none, &s = stats ? *stats : none;
-    return composite<ops::PackedAttention>("packed_attention")
-        .call(c.q, ops::packedTensors(c.keys), c.keys.bits, c.keys.groupTokens, false, ops::packedTensors(c.values), c.values.bits, c.values.groupTokens,
-              false, c.positions, c.lengths, c.queryPosition, c.scale, {}, false, optional(s.columnSum), optional(s.lastRows), optional(s.map), s.mapRowBegin, s.rowBin,
-              s.colBin);
 }
 
 struct Reference {
@@ -263,13 +238,13 @@ private Q_SLOTS:
         const Case c = makeCase(shape[0], shape[1], shape[2], shape[3], {keys[0], keys[1], keys[2]}, {values[0], values[1], values[2]},
                                 static_cast<Parts>(shape[4]), bf16 ? at::kBFloat16 : at::kFloat, ragged, 17);
         const Reference expected = reference(c);
-        ops::AttentionStats stats = emptyStats(c, shape[3] != 80), dense = emptyStats(c, shape[3] != 80);
-        const at::Tensor out = attentionBy(implementation, c, &stats);
+        ops::AttentionStats stats = c.emptyStats(shape[3] != 80), dense = c.emptyStats(shape[3] != 80);
+        const at::Tensor out = c.attentionBy(implementation, &stats);
         QCOMPARE(out.scalar_type(), c.q.scalar_type());
         QVERIFY(out.sizes() == at::IntArrayRef({1, int64_t{shape[0]} * shape[3]}));
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(out), expected.out, bf16 ? 0.01 : 4e-6);
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(stats.lastRows), expected.weights, 3e-6);
-        QVERIFY(sameBits(out, attentionBy(implementation, c, nullptr)));
+        QVERIFY(sameBits(out, c.attentionBy(implementation, nullptr)));
 
         ops::attention(c.q.to(at::kFloat), c.denseKeys, c.denseValues, c.positions, c.lengths, c.queryPosition, c.scale, &dense);
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(stats.columnSum), doubles(dense.columnSum), 1e-5);
@@ -289,8 +264,8 @@ private Q_SLOTS:
         ops::AttentionStats stats[3];
         for (int run = 0; run < 3; ++run) {
             at::set_num_threads(run == 2 ? 1 : 2);
-            stats[run] = emptyStats(c, true);
-            outs[run] = attentionBy("", c, &stats[run]);
+            stats[run] = c.emptyStats(true);
+            outs[run] = c.attentionBy("", &stats[run]);
         }
         at::set_num_threads(2);
         for (int run = 1; run < 3; ++run)
@@ -313,13 +288,13 @@ private Q_SLOTS:
         }
         other.q = apart(c.q);
         other.positions = c.positions.t().contiguous().t();
-        for (const char* name : {"", "composite"}) QVERIFY(sameBits(attentionBy(name, c, nullptr), attentionBy(name, other, nullptr)));
+        for (const char* name : {"", "composite"}) QVERIFY(sameBits(c.attentionBy(name, nullptr), other.attentionBy(name, nullptr)));
     }
 
     void largeScoresStayFinite() {
         const Case c = makeCase(2, 1, 200, 64, {4, 64, 32}, {4, 1, 1}, Mixed, at::kFloat, false, 5);
         c.q.mul_(100);
-        KEEPSIGHT_VERIFY_DIFFERENCE(doubles(attentionBy("", c, nullptr)), reference(c).out, 1e-3);
+        KEEPSIGHT_VERIFY_DIFFERENCE(doubles(c.attentionBy("", nullptr)), reference(c).out, 1e-3);
     }
 
     void nothingHeldGivesZeros_data() {
@@ -331,8 +306,8 @@ private Q_SLOTS:
         if (!choose(implementation)) QSKIP("this processor lacks the instruction set");
         Case c = makeCase(4, 2, 0, 64, {}, {}, Mixed, at::kFloat, false, 5);
         QVERIFY(!c.keys.first.defined() && !c.keys.codes.defined() && !c.keys.tail.defined());
-        ops::AttentionStats stats = emptyStats(c, true);
-        QVERIFY(sameBits(attentionBy(implementation, c, &stats), at::zeros({1, 256})));
+        ops::AttentionStats stats = c.emptyStats(true);
+        QVERIFY(sameBits(c.attentionBy(implementation, &stats), at::zeros({1, 256})));
         QVERIFY(sameBits(stats.columnSum, at::ones_like(stats.columnSum)) && sameBits(stats.lastRows, at::zeros_like(stats.lastRows)));
     }
 
@@ -352,11 +327,11 @@ private Q_SLOTS:
         const Refusal& refusal = (ofSide ? sideRefusals() : refusals())[static_cast<size_t>(index)];
         Case c = makeCase(4, 2, 40, 64, {4, 2, 1}, {4, 2, 1}, Mixed, at::kFloat, false, 5);
         ops::AttentionStats stats;
-        attentionBy("", c, &stats); // as it is nothing is refused
+        c.attentionBy("", &stats); // as it is nothing is refused
         refusal.change(c, values ? c.values : c.keys, stats);
         const std::string start = std::string("packed_attention: ") + (ofSide ? values ? "value " : "key " : "");
         try {
-            attentionBy("", c, &stats);
+            c.attentionBy("", &stats);
         } catch (const EngineError& error) {
             const std::string what = error.what();
             QVERIFY2(what.starts_with(start) && what.substr(0, what.find(" should be")).find(refusal.says) != std::string::npos, what.c_str());
