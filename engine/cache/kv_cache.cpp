@@ -284,6 +284,7 @@ std::optional<KvCache::Packed> KvCache::packed(LayerIndex index, const at::Tenso
     if (!m_quantizer) return std::nullopt;
     std::optional<ops::PackedSide> keys = l.storedKeys->packedView(), values = l.storedValues->packedView();
     if (!keys || !values) return std::nullopt;
+    if (m_device.is_cpu() && (keys->across || values->across)) return std::nullopt; // there it is faster to unpack such arrays as a whole
     return Packed{std::move(*keys), std::move(*values), {plainKeys() ? inverseFrequencies : at::Tensor(), m_rope == RopeMode::cacheRelative}};
 }
 
