@@ -60,6 +60,14 @@ std::int64_t raggedRoom(std::int64_t total, std::int64_t headroom, std::size_t h
     return std::max({std::int64_t{16}, std::min<std::int64_t>(headroom, 128), total / static_cast<std::int64_t>(heads) / 50});
 }
 
+// Calls f with every tensor that has something of each entry, the positions first.
+template <class F>
+void eachOfEntries(CacheLayer& layer, const F& f) {
+    for (at::Tensor* t : {&layer.positions, &layer.keys, &layer.values})
+        if (t->defined()) f(*t);
+    for (auto& [name, t] : layer.memory) f(t);
+}
+
 void checkEvictable(const CacheLayer& layer) {
     if (layer.ragged()) throw EngineError("cache: a branch that was made for no further evictions was asked to evict");
 }
@@ -206,12 +214,7 @@ void KvCache::reserve(LayerIndex index, std::int64_t entries) {
     if (entries <= l.capacity()) return;
     const std::int64_t capacity = roundedCapacity(entries);
     ++m_layout;
-    if (!m_quantizer) {
-        l.keys = grown(l.keys, capacity);
-        l.values = grown(l.values, capacity);
-    }
-    l.positions = grown(l.positions, capacity);
-    for (auto& [name, t] : l.memory) t = grown(t, capacity);
+    eachOfEntries(l, [&](at::Tensor& t) { t = grown(t, capacity); });
 }
 
 void KvCache::append(LayerIndex index, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& positions) {
@@ -292,10 +295,8 @@ at::Tensor KvCache::dropLowest(LayerIndex index, const at::Tensor& scores, const
     CacheLayer& l = layer(index);
     checkEvictable(l);
     m_whole = false;
-    std::vector<at::Tensor> moved{l.positions};
-    for (const at::Tensor* t : {&l.keys, &l.values})
-        if (t->defined()) moved.push_back(*t);
-    for (auto& [name, t] : l.memory) moved.push_back(t);
+    std::vector<at::Tensor> moved;
+    eachOfEntries(l, [&](const at::Tensor& t) { moved.push_back(t); });
     const at::Tensor gone = ops::drop_lowest(scores.defined() ? std::optional(scores) : std::nullopt, l.lengths, limits, moved);
     for (StoredSide* side : {l.storedKeys.get(), l.storedValues.get()})
         if (side) side->dropEntries(gone[1]);
@@ -307,9 +308,7 @@ void KvCache::compact(LayerIndex index, const at::Tensor& kept, const at::Tensor
     checkEvictable(l);
     if (m_quantizer) throw EngineError("cache: packed entries were asked to go several at once on a device");
     m_whole = false;
-    const auto move = [&](at::Tensor& t) { ops::compact_entries(t, forRows(kept, t.size(0)), forRows(counts, t.size(0))); };
-    for (at::Tensor* t : {&l.keys, &l.values, &l.positions}) move(*t);
-    for (auto& [name, t] : l.memory) move(t);
+    eachOfEntries(l, [&](at::Tensor& t) { ops::compact_entries(t, forRows(kept, t.size(0)), forRows(counts, t.size(0))); });
     l.lengths.copy_(counts);
 }
 
@@ -341,18 +340,10 @@ void KvCache::compact(LayerIndex index, const Selection& selection) {
     }
     if (tight * 4 <= l.capacity() * 3) { // worth a smaller allocation: eviction must free memory, not only forget
         const std::int64_t before = stats().allocatedBytes;
-        const auto move = [&](at::Tensor& t) {
-            t = ops::gather_entries(t, forRows(kept.index, t.size(0)), forRows(kept.counts, t.size(0)), tight);
-        };
-        for (at::Tensor* t : {&l.keys, &l.values, &l.positions})
-            if (t->defined()) move(*t);
-        for (auto& [name, t] : l.memory) move(t);
+        eachOfEntries(l, [&](at::Tensor& t) { t = ops::gather_entries(t, forRows(kept.index, t.size(0)), forRows(kept.counts, t.size(0)), tight); });
         m_peak = std::max(m_peak, before + bytesOf(l));
     } else {
-        const auto move = [&](at::Tensor& t) { ops::compact_entries(t, forRows(kept.index, t.size(0)), forRows(kept.counts, t.size(0))); };
-        for (at::Tensor* t : {&l.keys, &l.values, &l.positions})
-            if (t->defined()) move(*t);
-        for (auto& [name, t] : l.memory) move(t);
+        eachOfEntries(l, [&](at::Tensor& t) { ops::compact_entries(t, forRows(kept.index, t.size(0)), forRows(kept.counts, t.size(0))); });
     }
     l.lengths = kept.counts;
     for (std::size_t h = 0; h < l.held.size(); ++h) l.held[h] = static_cast<std::int32_t>(selection.keep[h].size());
