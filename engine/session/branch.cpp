@@ -130,11 +130,10 @@ at::Tensor Branch::feed(std::span<const TokenId> ids, LogitRows rows, bool evict
 // Settles what the next token's pass will do, so that the device needs no host between its layers. Passes with equal keys launch the same work;
 // nullopt: the host must choose.
 std::optional<std::string> Branch::planStep() {
-    m_storedApart = false;
     if (m_policy->kind() == PolicyKind::attend) {
         if (!m_options.explain.empty()) return std::nullopt;
         const std::optional<std::string> work = m_policy->workKey(place(LayerIndex{0}, m_cache.layer(LayerIndex{0}).maxHeld() + 1, 1), {});
-        const std::optional<std::string> stored = work ? storedStep(false) : std::nullopt;
+        const std::optional<std::string> stored = work ? m_cache.nextStep(false) : std::nullopt;
         return stored ? std::optional(*stored + *work) : std::nullopt;
     }
     const bool statistics = m_evict && (m_policy->schedule().everySteps > 0 || m_needs.decodeSums || m_needs.decodeRows); // they go on
@@ -150,20 +149,10 @@ std::optional<std::string> Branch::planStep() {
         }
     }
     m_idle = std::ranges::none_of(steps, &LayerStep::chooses);
-    const std::optional<std::string> stored = storedStep(!m_idle);
+    const std::optional<std::string> stored = m_cache.nextStep(!m_idle);
     if (!stored) return std::nullopt;
     bring(std::move(steps));
     return key + ";" + *stored;
-}
-
-// What storing the token will do. Packed heads that have lost entries of different ages differ in what they pack; that the device finds out.
-std::optional<std::string> Branch::storedStep(bool drops) {
-    if (!drops)
-        if (std::optional<std::string> stored = m_cache.nextStep(false)) return stored;
-    if (!m_cache.quantized() && !drops) return std::nullopt;
-    std::optional<std::string> stored = m_cache.nextStep(true);
-    m_storedApart = stored && m_cache.quantized();
-    return stored;
 }
 
 // One layer's part of that: what it will launch.
@@ -234,14 +223,12 @@ void Branch::replayed(KvCache& cache) {
 
 // What a step on the device evicted.
 void Branch::takeGone() {
-    const bool told = m_storedApart || std::ranges::any_of(m_planned, &LayerStep::told);
-    const bool any = !m_planned.empty() && !m_idle;
-    if (!told && !(any && m_options.recordEvictions)) return;
-    const at::Tensor gone = any ? m_gone.at(m_most).to(at::kCPU) : at::zeros({0, 0, 0, 0}, at::kInt);
+    if (m_planned.empty() || m_idle || !(m_options.recordEvictions || std::ranges::any_of(m_planned, &LayerStep::told))) return;
+    const at::Tensor gone = m_gone.at(m_most).to(at::kCPU);
     const auto at = gone.accessor<std::int32_t, 4>();
     for (std::int32_t l = 0; l < m_cache.layers(); ++l) {
         const LayerIndex layer{l};
-        const LayerStep none, &step = any ? m_planned[static_cast<std::size_t>(l)] : none;
+        const LayerStep& step = m_planned[static_cast<std::size_t>(l)];
         std::vector<std::vector<std::int32_t>> entries(static_cast<std::size_t>(m_cache.config().kvHeads));
         for (std::size_t h = 0; step.chooses && h < entries.size(); ++h) {
             std::vector<Position> positions;
@@ -249,7 +236,7 @@ void Branch::takeGone() {
                 if (at[l][1][head][i] >= 0) positions.push_back(at[l][0][head][i]), entries[h].push_back(at[l][1][head][i]);
             if (m_options.recordEvictions && !positions.empty()) m_evictions.push_back({layer, HeadIndex{static_cast<std::int32_t>(h)}, std::move(positions)});
         }
-        if (step.told || m_storedApart) m_cache.countDropped(layer, entries);
+        if (step.told || m_cache.quantized()) m_cache.countDropped(layer, entries); // packed entries of every layer wait for it
     }
 }
 

@@ -68,7 +68,6 @@ private:
         DeviceChoice choice; // unless a memory makes it
     };
     std::optional<std::string> planLayer(LayerIndex layer, LayerStep& step) const;
-    std::optional<std::string> storedStep(bool drops);
     void bring(std::vector<LayerStep> steps);
     std::vector<std::int32_t> numbersOf(LayerIndex layer, const Plan& plan);
     void dropOnDevice(const LayerView& view, KvCache& cache, const at::Tensor& statistic);
@@ -102,7 +101,6 @@ private:
     // Of a step that evicts on the device: what each layer does, numbers that tell the device, and what went.
     std::vector<LayerStep> m_planned;    // empty: evictions, if any, are the host's
     bool m_idle = false;                 // of these no layer chooses
-    bool m_storedApart = false;          // packed heads differ, and the cache waits for KvCache::countDropped()
     at::Tensor m_numbers, m_numbersHost; // [layers, n] int32: ops::drop_lowest's limits, or Policy::stepNumbers()
     std::map<std::int64_t, at::Tensor> m_gone; // by the most that a head loses: [layers, 2, kvHeads, most] int32, positions and entries
     std::int64_t m_most = 1;             // the step's
