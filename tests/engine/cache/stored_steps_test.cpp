@@ -71,6 +71,23 @@ Selection without(const std::vector<std::int32_t>& held, const std::vector<std::
     return out;
 }
 
+// A side under the host's eyes and one that steps, after the same prompt of 70 tokens; ragged: of which they kept some.
+struct Start {
+    std::unique_ptr<StoredSide> expected;
+    Lane lane;
+    std::vector<std::int32_t> held = std::vector<std::int32_t>(Heads, 70);
+
+    Start(const QString& text, Side which, const SideShape& shape, unsigned seed, bool ragged)
+        : expected(sideOf(text.toStdString(), which, shape)), lane(sideOf(text.toStdString(), which, shape)) {
+        const Selection some = someOf(held, seed);
+        for (StoredSide* side : {expected.get(), static_cast<StoredSide*>(&lane.side())}) {
+            side->append(randomEntries(Heads, 70, Dim, seed, 3)), side->settle(true);
+            if (ragged) side->keep(some);
+        }
+        if (ragged) held = countsOf(some);
+    }
+};
+
 std::int32_t longestOf(const std::vector<std::int32_t>& held) { return *std::max_element(held.begin(), held.end()); }
 
 } // namespace
@@ -135,15 +152,10 @@ private Q_SLOTS:
         const SideShape shape = shapeOf(Heads, Dim, static_cast<at::ScalarType>(type));
         const Side which = keys ? Side::keys : Side::values;
         for (const bool ragged : {false, true}) {
-            const auto expected = sideOf(text.toStdString(), which, shape);
-            Lane lane(sideOf(text.toStdString(), which, shape));
-            const at::Tensor prompt = randomEntries(Heads, 70, Dim, 2, 3);
-            std::vector<std::int32_t> held(Heads, 70);
-            for (StoredSide* side : {expected.get(), static_cast<StoredSide*>(&lane.side())}) {
-                side->append(prompt), side->settle(true);
-                if (ragged) side->keep(someOf({70, 70, 70}, 1));
-            }
-            if (ragged) held = countsOf(someOf({70, 70, 70}, 1));
+            Start start(text, which, shape, 2, ragged);
+            const auto& expected = start.expected;
+            Lane& lane = start.lane;
+            std::vector<std::int32_t>& held = start.held;
             int byHost = 0;
             for (int i = 0; i < 150; ++i) {
                 const bool looked = i % 3 == 0; // what went wrong before still is
@@ -174,15 +186,10 @@ private Q_SLOTS:
         const Side which = keys ? Side::keys : Side::values;
         enum { anywhere, oldest, newest, seldom, Ways };
         for (int way = 0; way < Ways; ++way) {
-            const auto expected = sideOf(text.toStdString(), which, shape);
-            Lane lane(sideOf(text.toStdString(), which, shape));
-            const at::Tensor prompt = randomEntries(Heads, 70, Dim, 3, 3);
-            std::vector<std::int32_t> held(Heads, 70);
-            for (StoredSide* side : {expected.get(), static_cast<StoredSide*>(&lane.side())}) {
-                side->append(prompt), side->settle(true);
-                if (way % 2) side->keep(someOf({70, 70, 70}, 2));
-            }
-            if (way % 2) held = countsOf(someOf({70, 70, 70}, 2));
+            Start start(text, which, shape, 3, way % 2);
+            const auto& expected = start.expected;
+            Lane& lane = start.lane;
+            std::vector<std::int32_t>& held = start.held;
             std::mt19937 random(static_cast<unsigned>(way) + 5);
             int byHost = 0;
             for (int i = 0; i < 110; ++i) {
@@ -200,6 +207,7 @@ private Q_SLOTS:
                 const auto seen = [&](const ops::PackedSide& view) {
                     QVERIFY(!looked || at::equal(denoted(view, capacity, shape), expected->dense(capacity)));
                 };
+                if (!lane.side().nextStep(false)) QVERIFY(!lane.side().nextStep(true)); // a step that drops nothing never needs the host more
                 const bool done = lane.step(x, drops ? std::optional(entries) : std::nullopt, seen);
                 if (!done) lane.side().append(x), ++byHost;
                 if (drops) {
