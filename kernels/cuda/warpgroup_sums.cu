@@ -110,7 +110,8 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
     std::uint64_t* const full = reinterpret_cast<std::uint64_t*>(norms + R::Stages * R::Norms);
     std::uint64_t* const empty = full + R::Stages;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < R::Stages; ++i) initBarrier(full + i, 1), initBarrier(empty + i, Consumers / 32);
+        // Every thread arrives for itself: behind a __syncwarp one of a warp could do it, but racecheck does not follow that, and it is not faster.
+        for (int i = 0; i < R::Stages; ++i) initBarrier(full + i, 32), initBarrier(empty + i, Consumers);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
@@ -140,8 +141,9 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
                 norms[stage * R::Norms + normPlace(i * 32 + lane)] = next[i];
                 if constexpr (Changes) norms[stage * R::Norms + Queries + normPlace(i * 32 + lane)] = nextOutput[i];
             }
-            __syncwarp();
-            if (lane == 0) {
+            if (lane > 0) {
+                arrive(full + stage);
+            } else {
                 arriveExpecting(full + stage, R::TileBytes + (t == 0 ? R::Values * 2 : 0));
                 T* to = tiles + stage * R::Operands * R::Tile;
                 for (int box = 0; box < R::Boxes; ++box) {
@@ -202,11 +204,7 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
             for (int p = 0; p < Queries / 16; ++p) norm[p] = near[p * 4];
         waitForProducts<0>(scores);
         if constexpr (Changes) waitForProducts<0>(products);
-        const auto release = [&] {
-            __syncwarp();
-            if (lane == 0) arrive(empty + stage);
-        };
-        if constexpr (!Changes) release();
+        if constexpr (!Changes) arrive(empty + stage);
 
         float sums[2] = {}, early[2] = {}; // early: of the queries before the next row of the map
         const bool crosses = What == Form::map && walk.left < Queries && walk.rowSize >= Queries;
@@ -250,7 +248,7 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
             addUp(std::true_type{}, std::false_type{});
         else
             addUp(std::false_type{}, std::false_type{});
-        if constexpr (Changes) release();
+        if constexpr (Changes) arrive(empty + stage);
         if constexpr (What == Form::map) {
             const bool ends = walk.left <= (walk.rowSize < Queries ? walk.end() - begin : Queries);
             for (int half = 0; half < 2; ++half) {

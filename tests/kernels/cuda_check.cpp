@@ -1,6 +1,6 @@
 // Every operator on the CUDA device against the CPU or fp64, over odd sizes, dtypes and ragged heads; tests/bench/gpu_bench.cpp has the times.
 // A plain program, so that it runs on a machine without Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
-//   cuda_check [--quick | --coded]   few cases, for a sanitizer; attention over packed entries only
+//   cuda_check [--quick [PART] | --coded]   few cases, for a sanitizer (decode vote sparse change drops packed coded top_k: of these only); attention over packed entries only
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
 #include "kernels/bind/packed.h"
@@ -640,20 +640,33 @@ int main(int argc, char** argv) {
         return 77;
     }
     if (argc > 1 && std::strcmp(argv[1], "--quick") == 0) {
+        const auto part = [&](const char* name) { return argc < 3 || std::strcmp(argv[2], name) == 0; };
         for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
-            for (const int dim : {80, 128}) checkDecode(4, dim, 700, type, true, dim == 80), checkVote(3, dim, 333, type, true);
-            checkDecode(12, 64, 5000, type, false, false);
-            checkSparse(4, 128, 5000, 2688, type, false, false), checkSparse(3, 80, 900, 333, type, true, false);
-            checkChange(4, 128, 700, type, true, false), checkChange(12, 80, 5000, type, false, true), checkPromptChange(2, 128, 300, 300, 7, type, false), checkPromptChange(3, 64, 500, 77, 0, type, false), checkPromptChange(3, 64, 1000, 300, 0, type, false),
-                checkPromptChange(2, 128, 600, 600, 7, type, false);
-            checkPacked(3, 33, 80, 4, 16, false, false, type), checkPacked(3, 33, 33, 3, 11, true, true, type);
-            checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
-            for (const int bits : {2, 4, 8}) checkPackedAttention(3, 4, 128, 333, bits, 32, bits < 8, type);
-            if (type == at::kBFloat16) checkCodedForms(3, 4, 128, 333, 4, type), checkCodedForms(2, 1, 80, 130, 3, type), checkCodedForms(2, 2, 256, 70, 8, type);
+            if (part("decode")) {
+                for (const int dim : {80, 128}) checkDecode(4, dim, 700, type, true, dim == 80);
+                checkDecode(12, 64, 5000, type, false, false);
+            }
+            if (part("vote"))
+                for (const int dim : {80, 128}) checkVote(3, dim, 333, type, true);
+            if (part("sparse")) checkSparse(4, 128, 5000, 2688, type, false, false), checkSparse(3, 80, 900, 333, type, true, false);
+            if (part("change")) {
+                checkChange(4, 128, 700, type, true, false), checkChange(12, 80, 5000, type, false, true);
+                checkPromptChange(2, 128, 300, 300, 7, type, false), checkPromptChange(3, 64, 500, 77, 0, type, false);
+                checkPromptChange(3, 64, 1000, 300, 0, type, false), checkPromptChange(2, 128, 600, 600, 7, type, false);
+            }
+            if (part("drops")) checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
+            if (part("packed")) {
+                checkPacked(3, 33, 80, 4, 16, false, false, type), checkPacked(3, 33, 33, 3, 11, true, true, type);
+                for (const int bits : {2, 4, 8}) checkPackedAttention(3, 4, 128, 333, bits, 32, bits < 8, type);
+            }
+            if (part("coded") && type == at::kBFloat16)
+                checkCodedForms(3, 4, 128, 333, 4, type), checkCodedForms(2, 1, 80, 130, 3, type), checkCodedForms(2, 2, 256, 70, 8, type);
         }
-        const at::Tensor scores = at::floor(at::randn({2, 140000}) * 100), few = at::tensor({140000, 20000}, at::kInt);
-        expectSame("top_k", ops::top_k(gpu(scores), gpu(few), 64), ops::top_k(scores, few, 64));
-        expectSame("top_k", ops::top_k(gpu(scores.narrow(1, 0, 17000)), gpu(few), 64), ops::top_k(scores.narrow(1, 0, 17000), few, 64));
+        if (part("top_k")) {
+            const at::Tensor scores = at::floor(at::randn({2, 140000}) * 100), few = at::tensor({140000, 20000}, at::kInt);
+            expectSame("top_k", ops::top_k(gpu(scores), gpu(few), 64), ops::top_k(scores, few, 64));
+            expectSame("top_k", ops::top_k(gpu(scores.narrow(1, 0, 17000)), gpu(few), 64), ops::top_k(scores.narrow(1, 0, 17000), few, 64));
+        }
     } else if (argc > 1 && std::strcmp(argv[1], "--coded") == 0) {
         checkAllCoded();
     } else {
