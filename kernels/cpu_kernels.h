@@ -16,9 +16,10 @@ struct CpuKernels {
     const char* name;
     void (*linear)(const LinearArgs&);
     void (*dequantize)(const DequantizeArgs&);
-    void (*attention)(const AttentionArgs&);
+    void (*attention)(const AttentionArgs&, float* logSumExp); // [queryHeads, queries] log Σ exp of the logits, of several queries; or null
     void (*packedAttention)(const PackedAttentionArgs&);
     void (*outputChangeOne)(const OutputChangeArgs&);
+    void (*outputChange)(const OutputChangeArgs&, const void* output, const float* logSumExp); // several queries; output like `out` of their attention
     void (*rmsNorm)(const RmsNormArgs&);
     void (*siluMul)(const SiluMulArgs&);
     void (*rope)(const RopeArgs&);

@@ -326,7 +326,7 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
             attended = ops::packed_attention(q, packed->keys, packed->values, held.positions, held.lengths, positions, scale, stats, packed->turn);
         } else if (held.ragged()) {
             attended = ops::ragged_attention(q, dense.keys, dense.values, held.positions, held.starts, held.lengths, held.capacity(), positions, scale, stats);
-        } else if (!m_device.is_cpu() && (!stats || cache.whole()) && even && count > 1) { // entries ascend, the newest are the queries' own
+        } else if ((!stats || cache.whole()) && even && count > 1) { // entries ascend, the newest are the queries' own
             attended = ops::causal_attention(q, dense.keys, dense.values, held.held.front(), scale, stats);
             if (stats) known = {attended, stats->logSumExp};
         } else {

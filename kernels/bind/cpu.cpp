@@ -163,7 +163,7 @@ at::Tensor attentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tens
     at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options());
     args.out = out.data_ptr();
     collect(args, columnSum, lastRows, map, rowBegin, rowBin, colBin);
-    onCpu("attention", [&](const CpuKernels& kernels) { kernels.attention(args); });
+    onCpu("attention", [&](const CpuKernels& kernels) { kernels.attention(args, nullptr); });
     return out;
 }
 
@@ -184,7 +184,7 @@ at::Tensor raggedAttentionCpu(const at::Tensor& q, const at::Tensor& k, const at
     at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options());
     args.out = out.data_ptr();
     collect(args, columnSum, lastRows, map, rowBegin, rowBin, colBin);
-    onCpu("ragged_attention", [&](const CpuKernels& kernels) { kernels.attention(args); });
+    onCpu("ragged_attention", [&](const CpuKernels& kernels) { kernels.attention(args, nullptr); });
     return out;
 }
 
@@ -194,16 +194,45 @@ at::Tensor attentionRowsCpu(const at::Tensor& q, const at::Tensor& k, const at::
     at::Tensor out = at::empty({q.size(0), q.size(1), k.size(1)}, q.options().dtype(at::kFloat));
     input.args.lastRows = out.data_ptr<float>();
     input.args.lastCount = q.size(1);
-    onCpu("attention_rows", [&](const CpuKernels& kernels) { kernels.attention(input.args); });
+    onCpu("attention_rows", [&](const CpuKernels& kernels) { kernels.attention(input.args, nullptr); });
     return out;
+}
+
+// Heads hold `held` entries each, one a position; the queries are the newest.
+std::tuple<at::Tensor, at::Tensor> causalAttentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale,
+                                                      const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
+                                                      const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
+    const at::Tensor positions = at::arange(k.size(1), at::kInt).expand({k.size(0), k.size(1)}), lengths = at::full({k.size(0)}, held, at::kInt);
+    AttentionInput input("causal_attention", q, k, &v, positions, lengths, at::arange(held - q.size(1), held, at::kInt), scale);
+    AttentionArgs& args = input.args;
+    at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options()), logSumExp;
+    if (q.size(1) > 1) logSumExp = at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat));
+    args.out = out.data_ptr();
+    collect(args, columnSum, lastRows, map, rowBegin, rowBin, colBin);
+    onCpu("causal_attention", [&](const CpuKernels& kernels) { kernels.attention(args, logSumExp.defined() ? logSumExp.data_ptr<float>() : nullptr); });
+    return {out, logSumExp};
 }
 
 at::Tensor outputChangeCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
                            const at::Tensor& queryPositions, double scale, int64_t kind, const std::optional<at::Tensor>& output, const std::optional<at::Tensor>& logSumExp) {
-    if (q.size(1) != 1) return outputChangeComposite(q, k, v, positions, lengths, queryPositions, scale, kind, output, logSumExp);
-    AttentionInput input("output_change", q, k, &v, positions, lengths, queryPositions, scale);
     at::Tensor out = at::empty({q.size(0), k.size(1)}, q.options().dtype(at::kFloat));
-    onCpu("output_change", [&](const CpuKernels& kernels) { kernels.outputChangeOne({input.args, static_cast<int>(kind), out.data_ptr<float>()}); });
+    if (q.size(1) == 0) return out.zero_();
+    const bool known = output && logSumExp, one = q.size(1) == 1;
+    const auto asNeeded = [&](const at::Tensor& x) { return one || known ? x : x.to(at::kFloat); }; // outputs are not to be rounded on the way
+    const at::Tensor values = asNeeded(v);
+    AttentionInput input("output_change", asNeeded(q), asNeeded(k), &values, positions, lengths, queryPositions, scale);
+    const OutputChangeArgs args{input.args, static_cast<int>(kind), out.data_ptr<float>()};
+    onCpu("output_change", [&](const CpuKernels& kernels) {
+        if (one) return kernels.outputChangeOne(args);
+        const at::Tensor outputs = known ? output->contiguous() : at::empty({q.size(1), q.size(0) * q.size(2)}, values.options());
+        const at::Tensor norms = known ? logSumExp->contiguous() : at::empty({q.size(0), q.size(1)}, out.options());
+        if (!known) {
+            AttentionArgs forward = input.args;
+            if (kind != static_cast<int64_t>(OutputChange::value)) forward.out = outputs.data_ptr();
+            kernels.attention(forward, norms.data_ptr<float>());
+        }
+        kernels.outputChange(args, outputs.const_data_ptr(), norms.const_data_ptr<float>());
+    });
     return out;
 }
 
@@ -296,6 +325,7 @@ void registerCpu(torch::Library& library) {
     add("attention", attentionCpu);
     add("ragged_attention", raggedAttentionCpu);
     add("attention_rows", attentionRowsCpu);
+    add("causal_attention", causalAttentionCpu);
     add("output_change", outputChangeCpu);
     add("gather_entries", gatherEntriesCpu);
     add("compact_entries", compactEntriesCpu);

@@ -21,9 +21,6 @@ void registerCpu(torch::Library& library);       // key CPU: kernels/cpu
 void registerComposite(torch::Library& library); // key CompositeExplicitAutograd: ATen calls, right on any device
 
 void registerOutputChange(torch::Library& library); // output_change.cpp: the same key
-at::Tensor outputChangeComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
-                                 const at::Tensor& queryPositions, double scale, int64_t kind, const std::optional<at::Tensor>& output,
-                                 const std::optional<at::Tensor>& logSumExp);
 
 void defineDecodeOperators(torch::Library& library); // decode.cpp: schemas and the composite key
 void registerDecodeComposite(torch::Library& library);

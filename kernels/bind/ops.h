@@ -28,7 +28,7 @@ struct AttentionStats {
     at::Tensor lastRows;  // [Hq, R, C]: weights of the last R ≤ S queries, overwritten
     at::Tensor map;       // [Hkv, rows, cols] (or [Hq, …]): Σ of weights by bin of original positions, mean over the group if Hkv
     int64_t mapRowBegin = 0, rowBin = 1, colBin = 1; // bin of query position p: (p − mapRowBegin)/rowBin; of key position p: p/colBin
-    // causal_attention() on devices leaves here what its forward pass knows anyway: [Hq, S] fp32, log Σ exp of each query's logits. Undefined: not known.
+    // causal_attention() leaves here what its forward pass knows anyway: [Hq, S] fp32, log Σ exp of each query's logits. Undefined: not known (one query).
     at::Tensor logSumExp;
 };
 
@@ -50,8 +50,8 @@ at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const 
 
 // How much the attention output would change without an entry, summed over the S queries: [Hq, C] fp32, 0 where not visible. With a the weight,
 // s the scaled logit, v the value, o the row's output: value Σ a²‖v‖² · key Σ (a·s)²‖v − o‖² · joint Σ ‖a·v + a·s·(v − o)‖² ·
-// independent value + key. Arguments as for attention(); computed in blocks of rows. known: what attention() of these queries gave, if it is at hand;
-// devices then need no second forward pass.
+// independent value + key. Arguments as for attention(); computed in blocks of rows. known: what causal_attention() of these queries gave, if it is at
+// hand: no second forward pass then.
 enum class OutputChange : int64_t { value, key, joint, independent };
 struct KnownAttention {
     at::Tensor output;    // [S, Hq·D]

@@ -1,5 +1,5 @@
-// How much the attention output would change without an entry, in ATen calls: right on any device. One query has a CPU kernel (cpu/output_change.cpp),
-// one query and a prompt have CUDA kernels (cuda/output_change.cu, cuda/attention_sums.cu).
+// How much the attention output would change without an entry, in ATen calls: right on any device. One query and several have kernels on the CPU
+// (cpu/output_change.cpp) and on CUDA devices (cuda/output_change.cu, cuda/attention_sums.cu).
 //
 // Of one query row, with a its weight for the entry, s the scaled logit, v the entry's value and o the row's output (second-order expansion
 // of the output around the entry, OBCache, arXiv:2510.07651):
@@ -17,8 +17,6 @@ namespace keepsight::ops {
 namespace {
 
 constexpr int64_t BlockRows = 128, BlockElements = int64_t{1} << 24; // of all query heads; fp32, a few tensors of that size
-
-} // namespace
 
 at::Tensor outputChangeComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
                                  const at::Tensor& queryPositions, double scale, int64_t kindNumber, const std::optional<at::Tensor>& /*output*/,
@@ -69,6 +67,8 @@ at::Tensor outputChangeComposite(const at::Tensor& q, const at::Tensor& k, const
     }
     return out.clamp_min_(0); // all four are sums of squares
 }
+
+} // namespace
 
 void registerOutputChange(torch::Library& library) {
     library.impl("output_change", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, outputChangeComposite));

@@ -7,39 +7,17 @@
 // Scores carry the factor log2 e, folded into q, so that the softmax needs 2^x only.
 #include "kernels/cpu/attention_stats.h"
 #include "kernels/cpu/isa.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/score_tiles.h"
 
 namespace keepsight::KEEPSIGHT_ISA {
 namespace {
 
-constexpr int Columns = 2 * Lanes;              // of a score tile
-constexpr int ScoreRows = Lanes == 16 ? 12 : 6; // accumulators: rows × 2 vectors
 constexpr int ValueRows = 6;
 constexpr int ValueVectors = Lanes == 16 ? 4 : 2; // accumulators: 6 rows × that many vectors
 constexpr std::int64_t ValueWidth = ValueVectors * Lanes;
 constexpr std::int64_t PanelFloats = 196608; // score rows × entries of a block: three quarters of a 1 MB L2
 constexpr std::int64_t MaxChunks = 8;
 constexpr std::int64_t GroupBytes = 64 << 20; // packed keys and values held at a time
-
-// scores[r, 0 … Columns) = Σ_d q[d, r] · panel[d, 0 … Columns)
-template <int M>
-void scoreTile(const float* q, const float* panel, std::int64_t dim, float* scores, std::int64_t stride) {
-    Floats acc[M][2] = {};
-    for (std::int64_t d = 0; d < dim; ++d) {
-        const Floats k0 = load(panel + d * Columns), k1 = load(panel + d * Columns + Lanes);
-#pragma GCC unroll 12
-        for (int r = 0; r < M; ++r) {
-            const Floats a = broadcast(q[d * M + r]);
-            acc[r][0] += a * k0;
-            acc[r][1] += a * k1;
-        }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < M; ++r) {
-        store(scores + r * stride, acc[r][0]);
-        store(scores + r * stride + Lanes, acc[r][1]);
-    }
-}
 
 // out[r, 0 … ValueWidth) += Σ_t p[r, t] · v[t, 0 … ValueWidth)
 template <int M>
@@ -67,13 +45,7 @@ void valueTile(const float* p, std::int64_t pStride, const float* v, std::int64_
             store(out + r * outStride + j * Lanes, acc[r][j]);
 }
 
-using ScoreTile = void (*)(const float*, const float*, std::int64_t, float*, std::int64_t);
 using ValueTile = void (*)(const float*, std::int64_t, const float*, std::int64_t, std::int64_t, float*, std::int64_t);
-constexpr ScoreTile scoreTiles[] = {nullptr,      scoreTile<1>, scoreTile<2>, scoreTile<3>,  scoreTile<4>,  scoreTile<5>, scoreTile<6>,
-#if defined(__AVX512F__)
-                                    scoreTile<7>, scoreTile<8>, scoreTile<9>, scoreTile<10>, scoreTile<11>, scoreTile<12>
-#endif
-};
 constexpr ValueTile valueTiles[] = {nullptr, valueTile<1>, valueTile<2>, valueTile<3>, valueTile<4>, valueTile<5>, valueTile<6>};
 
 struct Shape {
@@ -109,13 +81,7 @@ struct Scratch {
 
 void packHead(const AttentionArgs& args, const Shape& shape, const Head& head, std::int64_t panel, float* rowsBuffer) {
     const std::int64_t first = panel * Columns, n = least(Columns, head.entries - first), dim = args.dim;
-    float* keys = head.keys + first * dim;
-    for (std::int64_t j = 0; j < n; ++j)
-        toFp32(at(args.k.data, args.element, args.k.of(head.index) + (first + j) * args.k.row), args.element, dim, rowsBuffer + j * dim);
-    if (n < Columns) std::memset(rowsBuffer + n * dim, 0, static_cast<std::size_t>((Columns - n) * dim) * 4);
-    for (std::int64_t d = 0; d < dim; ++d)
-        for (std::int64_t j = 0; j < Columns; ++j)
-            keys[d * Columns + j] = rowsBuffer[j * dim + d];
+    packPanel(args.k, args.element, head.index, first, n, dim, head.keys + first * dim, rowsBuffer);
     if (!head.values) return;
     for (std::int64_t j = 0; j < n; ++j) {
         float* v = head.values + (first + j) * shape.valueStride;
@@ -172,22 +138,20 @@ void lastRows(const AttentionArgs& args, const Shape& shape, const Head& head, c
 }
 
 // Queries [begin, begin + count) of one KV head. Rows are ordered by query head, then query.
-void runBlock(const AttentionArgs& args, const Shape& shape, const Head& head, const Scratch& s, std::int64_t begin, std::int64_t count,
-              const std::int64_t* ends, const Partial& partial) {
+void runBlock(const AttentionArgs& args, float* logSumExp, const Shape& shape, const Head& head, const Scratch& s, std::int64_t begin,
+              std::int64_t count, const std::int64_t* ends, const Partial& partial) {
     const std::int64_t rows = shape.group * count, dim = args.dim, stride = shape.panelStride;
     const std::int32_t* positions = args.positionsOf(head.index);
     const std::int64_t entries = visible(positions, head.entries, args.queryPositions[begin + count - 1]);
     const std::int64_t panels = (entries + Columns - 1) / Columns, padded = panels * Columns;
     const float factor = args.scale * Log2E;
 
-    for (std::int64_t first = 0; first < rows; first += ScoreRows) { // queries as [d][rows of the tile]
+    for (std::int64_t first = 0; first < rows; first += ScoreRows) {
         const std::int64_t m = least(ScoreRows, rows - first);
         for (std::int64_t r = 0; r < m; ++r) {
             const std::int64_t g = (first + r) / count, i = (first + r) % count;
-            toFp32(at(args.q.data, args.element, (head.index * shape.group + g) * args.q.head + (begin + i) * args.q.row), args.element,
-                   dim, s.sums);
-            for (std::int64_t d = 0; d < dim; ++d)
-                s.q[first * dim + d * m + r] = s.sums[d] * factor;
+            packRow(at(args.q.data, args.element, (head.index * shape.group + g) * args.q.head + (begin + i) * args.q.row), args.element, dim,
+                    factor, s.q + first * dim, m, r, s.sums);
         }
     }
     for (std::int64_t panel = 0; panel < panels; ++panel)
@@ -199,13 +163,15 @@ void runBlock(const AttentionArgs& args, const Shape& shape, const Head& head, c
         const std::int64_t seen = visible(positions, entries, args.queryPositions[begin + i]);
         for (std::int64_t g = 0; g < shape.group; ++g) {
             const std::int64_t r = g * count + i;
-            float top;
-            if (seen > 0)
-                s.inverse[r] = 1.f / exponentials(s.panel + r * stride, seen, padded, top);
-            else {
+            float top = -__builtin_inff(), sum = 1;
+            if (seen > 0) {
+                sum = exponentials(s.panel + r * stride, seen, padded, top);
+                s.inverse[r] = 1.f / sum;
+            } else {
                 s.inverse[r] = 0;
                 std::memset(s.panel + r * stride, 0, static_cast<std::size_t>(padded) * 4);
             }
+            if (logSumExp) logSumExp[(head.index * shape.group + g) * args.queries + begin + i] = top / Log2E + __builtin_logf(sum);
         }
     }
 
@@ -252,7 +218,7 @@ void addTo(float* to, const float* from, std::int64_t count) {
 }
 
 // KV heads [first, first + count), whose keys and values are packed together.
-void runHeads(const AttentionArgs& args, const Shape& shape, std::int64_t first, std::int64_t count) {
+void runHeads(const AttentionArgs& args, float* logSumExp, const Shape& shape, std::int64_t first, std::int64_t count) {
     const std::int64_t chunks = shape.chunks, mapHeads = args.map ? (args.mapHeads == args.kvHeads ? 1 : shape.group) : 0;
     Buffer<Head> heads(count);
     Buffer<Partial> partials(count * chunks);
@@ -319,7 +285,7 @@ void runHeads(const AttentionArgs& args, const Shape& shape, std::int64_t first,
             const std::int64_t *bound = bounds.data() + h * (chunks + 1) + c,
                                *headEnds = args.map ? ends.data() + h * args.mapColumns : nullptr;
             for (std::int64_t i = bound[0]; i < bound[1]; i += shape.blockQueries)
-                runBlock(args, shape, heads[h], s, i, least(shape.blockQueries, bound[1] - i), headEnds, partials[task]);
+                runBlock(args, logSumExp, shape, heads[h], s, i, least(shape.blockQueries, bound[1] - i), headEnds, partials[task]);
         }
 #pragma omp for schedule(static)
         for (std::int64_t h = 0; h < count; ++h)
@@ -338,7 +304,7 @@ void runHeads(const AttentionArgs& args, const Shape& shape, std::int64_t first,
 
 } // namespace
 
-void attention(const AttentionArgs& args) {
+void attention(const AttentionArgs& args, float* logSumExp) {
     if (args.queries == 0 || args.queryHeads == 0) return;
     if (args.queries == 1) return attentionOne(args);
     Shape shape{};
@@ -356,7 +322,7 @@ void attention(const AttentionArgs& args) {
     const std::int64_t perHead = roundUp(longest, Columns) * (args.dim + (args.out ? shape.valueStride : 0)) * 4;
     const std::int64_t together = most(1, least(args.kvHeads, GroupBytes / most(1, perHead)));
     for (std::int64_t first = 0; first < args.kvHeads; first += together)
-        runHeads(args, shape, first, least(together, args.kvHeads - first));
+        runHeads(args, logSumExp, shape, first, least(together, args.kvHeads - first));
 }
 
 } // namespace keepsight::KEEPSIGHT_ISA

@@ -9,11 +9,12 @@ namespace keepsight::KEEPSIGHT_ISA {
 
 void linear(const LinearArgs& args);
 void dequantize(const DequantizeArgs& args);
-void attention(const AttentionArgs& args);
+void attention(const AttentionArgs& args, float* logSumExp);
 void attentionOne(const AttentionArgs& args); // queries == 1
 void packedAttention(const PackedAttentionArgs& args);
 void codedAttention(const PackedAttentionArgs& args); // the same for every form; packedAttention() calls it for the unusual ones
 void outputChangeOne(const OutputChangeArgs& args);
+void outputChange(const OutputChangeArgs& args, const void* output, const float* logSumExp);
 void rmsNorm(const RmsNormArgs& args);
 void siluMul(const SiluMulArgs& args);
 void rope(const RopeArgs& args);

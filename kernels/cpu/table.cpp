@@ -6,7 +6,7 @@
 namespace keepsight::KEEPSIGHT_ISA {
 
 extern const CpuKernels table;
-const CpuKernels table{KEEPSIGHT_TEXT(KEEPSIGHT_ISA), linear, dequantize, attention, packedAttention, outputChangeOne, rmsNorm, siluMul, rope, moveEntries, appendEntries,
-                        dequantizeEntries};
+const CpuKernels table{KEEPSIGHT_TEXT(KEEPSIGHT_ISA), linear, dequantize, attention, packedAttention, outputChangeOne, outputChange, rmsNorm, siluMul, rope, moveEntries,
+                        appendEntries, dequantizeEntries};
 
 } // namespace keepsight::KEEPSIGHT_ISA

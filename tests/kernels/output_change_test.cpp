@@ -7,6 +7,8 @@ using namespace keepsight;
 using namespace keepsight::test;
 using ops::OutputChange;
 
+TORCH_LIBRARY_FRAGMENT(keepsight_composite, m) { ops::registerOutputChange(m); }
+
 namespace {
 
 constexpr OutputChange Kinds[] = {OutputChange::value, OutputChange::key, OutputChange::joint, OutputChange::independent};
@@ -41,6 +43,11 @@ Case makeCase(int queryHeads, int kvHeads, int queries, int held, int capacity, 
 
 at::Tensor changeOf(const Case& c, OutputChange kind) {
     return ops::output_change(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, kind);
+}
+at::Tensor compositeChangeOf(const Case& c, OutputChange kind) {
+    using Given = const std::optional<at::Tensor>&;
+    return composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double, int64_t, Given, Given)>("output_change")
+        .call(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, static_cast<int64_t>(kind), {}, {});
 }
 
 // Per query head and row: weights a, logits s (0 where not visible), output o. q [D], k and v [C, D] of its heads.
@@ -104,11 +111,13 @@ Reference reference(const Case& c) {
 class OutputChangeTest : public QObject {
     Q_OBJECT
 private Q_SLOTS:
+    void cleanup() { QVERIFY(useCpuKernels("avx512") || useCpuKernels("avx2") || useCpuKernels("baseline")); }
+
     void matchesTheDefinition_data() {
         QTest::addColumn<QList<int>>("shape"); // query heads, KV heads, queries, held, capacity, dim
         QTest::addColumn<bool>("bf16");
         QTest::addColumn<bool>("ragged");
-        for (const QList<int>& s : QList<QList<int>>{{1, 1, 1, 1, 1, 8}, {9, 3, 1, 33, 40, 16}, {4, 2, 31, 31, 31, 20}, {6, 2, 140, 300, 301, 8}, {8, 1, 33, 100, 128, 16}, {6, 2, 1, 700, 701, 20}, {10, 2, 1, 256, 256, 64}})
+        for (const QList<int>& s : QList<QList<int>>{{1, 1, 1, 1, 1, 8}, {9, 3, 1, 33, 40, 16}, {4, 2, 31, 31, 31, 20}, {6, 2, 140, 300, 301, 8}, {8, 1, 33, 100, 128, 16}, {6, 2, 1, 700, 701, 20}, {10, 2, 1, 256, 256, 64}, {2, 1, 600, 600, 600, 16}, {9, 3, 13, 200, 203, 64}, {2, 2, 2, 4097, 4099, 8}})
             for (int variant = 0; variant < 4; ++variant)
                 QTest::addRow("%d/%d heads, %d of %d/%d, %d%s%s", s[0], s[1], s[2], s[3], s[4], s[5], variant & 1 ? " bf16" : "", variant & 2 ? " ragged" : "")
                     << s << bool(variant & 1) << bool(variant & 2);
@@ -119,11 +128,15 @@ private Q_SLOTS:
         QFETCH(bool, ragged);
         const Case c = makeCase(shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], bf16 ? at::kBFloat16 : at::kFloat, ragged, 17);
         const Reference expected = reference(c);
-        for (const OutputChange kind : Kinds) {
-            const at::Tensor got = changeOf(c, kind);
-            QVERIFY(got.sizes() == at::IntArrayRef({shape[0], shape[4]}) && got.scalar_type() == at::kFloat);
-            KEEPSIGHT_VERIFY_DIFFERENCE(doubles(got), expected.changes[static_cast<size_t>(kind)], 1e-4);
-            QVERIFY(sameBits(got, changeOf(c, kind)));
+        for (const char* implementation : implementations) {
+            if (!choose(implementation)) continue; // this processor lacks the instruction set
+            const auto change = std::string_view(implementation) == "composite" ? compositeChangeOf : changeOf;
+            for (const OutputChange kind : Kinds) {
+                const at::Tensor got = change(c, kind);
+                QVERIFY(got.sizes() == at::IntArrayRef({shape[0], shape[4]}) && got.scalar_type() == at::kFloat);
+                KEEPSIGHT_VERIFY_DIFFERENCE(doubles(got), expected.changes[static_cast<size_t>(kind)], 1e-4);
+                QVERIFY(sameBits(got, change(c, kind)));
+            }
         }
     }
     void jointIsTheSumWithItsCrossTerm() {
@@ -183,12 +196,33 @@ private Q_SLOTS:
             KEEPSIGHT_VERIFY_DIFFERENCE(doubles(changeOf(c, kind)), doubles(sum), 1e-4);
         }
     }
-    void knownAttentionChangesNothing() { // the CPU works the weights out again
-        const Case c = makeCase(4, 2, 20, 50, 64, 16, at::kBFloat16, false, 21);
-        const ops::KnownAttention known{ops::attention(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale), at::zeros({4, 20})}, none;
-        for (const OutputChange kind : Kinds)
-            for (const ops::KnownAttention& k : {known, none})
-                QVERIFY(sameBits(ops::output_change(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, kind, &k), changeOf(c, kind)));
+    void knownAttentionChangesNothing() {
+        for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+            const Case c = makeCase(6, 2, 20, 50, 64, 20, type, false, 21);
+            ops::AttentionStats stats;
+            const at::Tensor output = ops::causal_attention(c.q, c.k, c.v, 50, c.scale, &stats);
+            const ops::KnownAttention known{output, stats.logSumExp}, none;
+            for (const OutputChange kind : Kinds) {
+                const auto given = [&](const ops::KnownAttention& k) { return ops::output_change(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, kind, &k); };
+                QVERIFY(sameBits(given(none), changeOf(c, kind)));
+                KEEPSIGHT_VERIFY_DIFFERENCE(doubles(given(known)), doubles(changeOf(c, kind)), type == at::kFloat ? 1e-5 : 1e-2); // outputs come rounded
+            }
+        }
+    }
+    void causalAttentionKnowsItsLogSumExps() {
+        const Case c = makeCase(6, 2, 33, 70, 80, 20, at::kFloat, false, 22);
+        ops::AttentionStats stats;
+        QVERIFY(sameBits(ops::causal_attention(c.q, c.k, c.v, 70, c.scale, &stats), ops::attention(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale)));
+        std::vector<double> expected;
+        for (int64_t head = 0; head < 6; ++head) {
+            const std::vector<double> q = doubles(c.q[head]), k = doubles(c.k[head / 3]), v = doubles(c.v[head / 3]);
+            for (int64_t i = 0; i < 33; ++i) {
+                const Row r = rowOf(c, head / 3, i, q.data() + i * 20, k, v);
+                const auto sees = static_cast<size_t>(70 - 33 + i); // the newest it sees, itself
+                expected.push_back(r.s[sees] - std::log(r.a[sees]));
+            }
+        }
+        KEEPSIGHT_VERIFY_DIFFERENCE(doubles(stats.logSumExp), expected, 1e-5);
     }
     void noQueriesGiveZeros() {
         const Case c = makeCase(4, 2, 0, 10, 12, 8, at::kFloat, false, 1);
