@@ -1,6 +1,7 @@
 #include "engine/model/model.h"
 
 #include "engine/data/error.h"
+#include "engine/model/last_sums.h"
 
 #include <ATen/ATen.h>
 #include <cmath>
@@ -21,11 +22,19 @@ at::Tensor LayerView::lastRows(std::int64_t count) const {
 
 at::Tensor LayerView::lastSums(std::int64_t count) const {
     const std::int64_t have = queries.size(1);
+    if (remembered && have >= count) return remembered->weights(*this, count);
     if (!whole || keys.device().is_cpu() || count < 2 || have < count) return lastRows(count).sum(1);
     ops::AttentionStats stats;
     stats.columnSum = at::zeros({queries.size(0), keys.size(1)}, queries.options().dtype(at::kFloat));
     ops::causal_attention(queries.narrow(1, have - count, count), keys, keys, entries.held.front(), scale, &stats); // the weights do not depend on the values
     return stats.columnSum;
+}
+
+at::Tensor LayerView::lastChanges(ops::OutputChange kind, std::int64_t count) const {
+    if (remembered) return remembered->changes(*this, kind, count);
+    const std::int64_t first = queries.size(1) - count;
+    return ops::output_change(queries.narrow(1, first, count), keys, values, entries.positions, entries.lengths, queryPositions.narrow(0, first, count), scale, kind,
+                              first == 0 ? &known : nullptr);
 }
 
 at::Tensor ropeInverseFrequencies(const ModelConfig& config) {

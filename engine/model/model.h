@@ -20,6 +20,8 @@ struct QueryMoments {
     std::int64_t count = 0;
 };
 
+class LastSums;
+
 // What an observer of a forward pass sees of one layer, right after its attention. H heads, S new queries, C capacity, D head_dim.
 struct LayerView {
     LayerIndex layer;
@@ -36,11 +38,14 @@ struct LayerView {
     at::Tensor plainQueries;          // queries before RoPE; only during a forward pass
     bool whole = false;               // nothing was dropped, and the queries are those of the newest entries
     ops::KnownAttention known;        // what attention of these queries gave; undefined where it is not at hand; only during a forward pass
+    LastSums* remembered = nullptr;   // what lastSums() and lastChanges() add up, for views that are looked at again and again; null: nothing
 
     // Weights of the last `count` queries over the held entries, [queryHeads, count, C] fp32: collected ones, else recomputed from queries.
     at::Tensor lastRows(std::int64_t count) const;
     // Their sum over these queries, [queryHeads, C] fp32; devices do not hold the rows for it.
     at::Tensor lastSums(std::int64_t count) const;
+    // How much the outputs of the last `count` queries would change without each entry, summed over them, [queryHeads, C] fp32.
+    at::Tensor lastChanges(ops::OutputChange kind, std::int64_t count) const;
 };
 
 class LayerObserver {

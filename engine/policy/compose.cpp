@@ -171,8 +171,9 @@ private:
         return view.entries.positions.gather(1, last).max().item<Position>();
     }
 
-    static at::Tensor gathered(const at::Tensor& x, const at::Tensor& index) { // [H, C, D], [H, M] → [H, M, D]
-        return x.gather(1, index.unsqueeze(2).expand({index.size(0), index.size(1), x.size(2)}));
+    static at::Tensor gathered(const at::Tensor& x, const at::Tensor& index) { // [H, C, D], [H, M] → [H, M, D], whole rows at a time
+        const at::Tensor rows = index + at::arange(x.size(0), index.options()).unsqueeze(1) * x.size(1);
+        return x.contiguous().view({-1, x.size(2)}).index_select(0, rows.view({-1})).view({x.size(0), index.size(1), x.size(2)});
     }
 
     std::vector<std::vector<std::int32_t>> handedOn(const Selection& left, const at::Tensor& scores, const std::vector<std::int32_t>& held, const Plan& plan) const {

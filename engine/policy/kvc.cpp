@@ -127,14 +127,8 @@ private:
     }
     // The summed changes of the last `wanted` queries, as far as they are there, [queryHeads, C]; for V_p1 their summed weights.
     at::Tensor lastChanges(const LayerView& view, std::int64_t wanted) const {
-        const std::int64_t count = std::min(wanted, view.queries.size(1)), first = view.queries.size(1) - count;
-        if (m_variant.sum == RowSum::attention) return view.lastSums(count);
-        const ops::OutputChange kind = m_variant.sum == RowSum::value ? ops::OutputChange::value
-                                       : m_variant.sum == RowSum::key ? ops::OutputChange::key
-                                       : m_variant.sum == RowSum::joint ? ops::OutputChange::joint
-                                                                        : ops::OutputChange::independent;
-        return ops::output_change(view.queries.narrow(1, first, count), view.keys, view.values, view.entries.positions, view.entries.lengths,
-                                  view.queryPositions.narrow(0, first, count), view.scale, kind);
+        const std::int64_t count = std::min(wanted, view.queries.size(1));
+        return m_variant.sum == RowSum::attention ? view.lastSums(count) : view.lastChanges(changeOf(m_variant.sum), count);
     }
     void check(const std::string& policy) const {
         const bool tokens = m_recent > 0 || m_heavy > 0, ratios = m_recentRatio > 0 || m_heavyRatio > 0, cache = m_cacheRatio > 0;

@@ -1,6 +1,7 @@
 // What all policies share: budgets by layer, protection, head-wise budgets, chunks.
 #include "engine/policy/policy.h"
 
+#include "engine/data/error.h"
 #include "engine/policy/select.h"
 
 #include <ATen/ATen.h>
@@ -9,6 +10,17 @@
 #include <cstdlib>
 
 namespace keepsight {
+
+ops::OutputChange changeOf(RowSum sum) {
+    switch (sum) {
+    case RowSum::attention: break;
+    case RowSum::value: return ops::OutputChange::value;
+    case RowSum::key: return ops::OutputChange::key;
+    case RowSum::joint: return ops::OutputChange::joint;
+    case RowSum::independent: return ops::OutputChange::independent;
+    }
+    throw EngineError("policy: attention was asked for as an output change");
+}
 
 Policy::Policy(const PolicyInfo& info, PolicySpec spec) : m_spec(std::move(spec)), m_kind(info.kind) {
     const Params params(info, m_spec);

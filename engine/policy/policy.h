@@ -18,6 +18,7 @@ namespace keepsight {
 // What is summed over query rows for every entry, per query head [queryHeads, C]. Weights are added up inside the attention operator; the
 // others are ops::output_change of each block of queries.
 enum class RowSum { attention, value, key, joint, independent };
+ops::OutputChange changeOf(RowSum sum); // not of attention
 
 // What a policy must be given; the session asks this, never the policy's name.
 struct Needs {

@@ -402,7 +402,7 @@ void Branch::afterAttention(const LayerView& given, KvCache& cache) {
     CacheLayer& layer = cache.layer(given.layer);
     if (m_needs.decodeSums && m_needs.sum != RowSum::attention) {
         at::Tensor& statistic = layer.memory.at(Statistic);
-        statistic.add_(outputChange(given, m_needs.sum, given.queries.size(1)));
+        statistic.add_(given.lastChanges(changeOf(m_needs.sum), given.queries.size(1)));
     }
     const LayerView view = withWindow(given);
     const at::Tensor statistic = m_needs.decodeSums ? layer.memory.at(Statistic) : at::Tensor();

@@ -21,16 +21,6 @@ PrefillOptions prefillOptionsFor(std::span<const std::shared_ptr<const Policy>> 
     return out;
 }
 
-at::Tensor outputChange(const LayerView& view, RowSum sum, std::int64_t rows) {
-    const std::int64_t have = view.queries.size(1);
-    static const std::map<RowSum, ops::OutputChange> kinds = {{RowSum::value, ops::OutputChange::value},
-                                                              {RowSum::key, ops::OutputChange::key},
-                                                              {RowSum::joint, ops::OutputChange::joint},
-                                                              {RowSum::independent, ops::OutputChange::independent}};
-    return ops::output_change(view.queries.narrow(1, have - rows, rows), view.keys, view.values, view.entries.positions, view.entries.lengths,
-                              view.queryPositions.narrow(0, have - rows, rows), view.scale, kinds.at(sum), rows == have ? &view.known : nullptr);
-}
-
 // Collects queries, column sums and maps while the prompt runs through the model.
 class PrefillObserver final : public LayerObserver {
 public:
@@ -60,7 +50,7 @@ public:
         const auto i = static_cast<std::size_t>(view.layer.value);
         for (const RowSum sum : m_s.m_options.sums) {
             at::Tensor& sums = m_s.m_sums.at(sum)[i];
-            const at::Tensor more = outputChange(view, sum, fresh);
+            const at::Tensor more = view.lastChanges(changeOf(sum), fresh);
             sums = sums.defined() ? sums.add_(more) : more;
         }
         if (m_s.m_options.queryMoments >= 0) addMoments(view, m_s.m_moments[i]);
@@ -120,6 +110,8 @@ std::shared_ptr<const Snapshot> Snapshot::prefill(const Model& model, std::span<
         if (onTokens) onTokens(done);
     }
     s->m_lastLogits = logits.reshape({-1}).to(at::kCPU);
+    for (int l = 0; l < model.config().layers && model.device().is_cpu() && s->m_options.lastRows > 0; ++l)
+        s->m_lastSums.push_back(std::make_unique<LastSums>(s->m_options.lastRows));
     const auto first = static_cast<std::int64_t>(s->m_length - s->m_options.lastRows);
     s->m_queryPositions = at::arange(first, s->m_length, at::kInt).to(model.device());
     s->m_milliseconds = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
@@ -130,7 +122,7 @@ LayerView Snapshot::view(LayerIndex layer) const {
     const auto i = static_cast<std::size_t>(layer.value);
     const CacheLayer& entries = m_cache.layer(layer);
     return {layer, *m_config, entries, m_queries[i], m_queryPositions, entries.keys, entries.values, 1.0 / std::sqrt(static_cast<double>(m_config->headDim)), {}, m_inverse,
-            m_options.queryMoments >= 0 ? &m_moments[i] : nullptr, {}, true};
+            m_options.queryMoments >= 0 ? &m_moments[i] : nullptr, {}, true, {}, m_lastSums.empty() ? nullptr : m_lastSums[i].get()};
 }
 
 Snapshot::Sight::Sight(const Snapshot& s, const Policy& policy, LayerIndex layer, Purpose purpose)
@@ -138,7 +130,7 @@ Snapshot::Sight::Sight(const Snapshot& s, const Policy& policy, LayerIndex layer
       view([&]() -> LayerView {
           const LayerView plain = s.view(layer);
           if (!policy.perQueryHead()) return plain;
-          return {layer, s.m_wideConfig, m_wide, plain.queries, plain.queryPositions, m_wide.keys, m_wide.values, plain.scale, {}, plain.inverseFrequencies, plain.moments, {}, true};
+          return {layer, s.m_wideConfig, m_wide, plain.queries, plain.queryPositions, m_wide.keys, m_wide.values, plain.scale, {}, plain.inverseFrequencies, plain.moments, {}, true, {}, plain.remembered};
       }()) {}
 
 Place Snapshot::place(LayerIndex layer, const Quantizer* quantizer) const {
@@ -155,10 +147,15 @@ bool Snapshot::serves(const Policy& policy) const {
 }
 
 std::shared_ptr<const Snapshot::Scored> Snapshot::scored(const Policy& policy, const Plan& plan, LayerIndex layer) const {
-    const std::string key = std::to_string(layer.value) + "#" + policy.spec().text() + "#" + policy.scoreKey(plan);
+    const std::string of = std::to_string(layer.value) + "#" + policy.spec().text(), key = policy.scoreKey(plan);
+    const auto remembered = [&]() -> std::shared_ptr<const Scored> {
+        const auto& all = m_scored[of];
+        const auto found = std::ranges::find(all, key, &std::pair<std::string, std::shared_ptr<const Scored>>::first);
+        return found != all.end() ? found->second : nullptr;
+    };
     {
         const std::lock_guard lock(m_mutex);
-        if (const auto found = m_scored.find(key); found != m_scored.end()) return found->second;
+        if (const auto known = remembered()) return known;
     }
     if (!serves(policy)) throw EngineError("policy " + policy.spec().id + ": the prefill did not collect the attention statistics it needs");
     const Needs needs = policy.needs(m_length);
@@ -169,7 +166,11 @@ std::shared_ptr<const Snapshot::Scored> Snapshot::scored(const Policy& policy, c
     const at::Tensor score = policy.score(sight.view, plan, fresh->statistic);
     fresh->scores = score.defined() ? score.to(at::kCPU, at::kFloat).contiguous() : score;
     const std::lock_guard lock(m_mutex);
-    return m_scored.try_emplace(key, fresh).first->second;
+    if (const auto known = remembered()) return known; // another thread was faster
+    auto& all = m_scored[of];
+    all.emplace_back(key, fresh);
+    if (all.size() > Remembered) all.pop_front();
+    return fresh;
 }
 
 Snapshot::Choice Snapshot::choose(const Policy& policy, const Quantizer* quantizer) const {

@@ -2,9 +2,11 @@
 #pragma once
 
 #include "engine/data/trace.h"
+#include "engine/model/last_sums.h"
 #include "engine/policy/policy.h"
 #include "engine/policy/select.h"
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -27,9 +29,6 @@ struct PrefillOptions {
 
 // What several policies need together, for a prompt of that length.
 PrefillOptions prefillOptionsFor(std::span<const std::shared_ptr<const Policy>> policies, std::int64_t promptTokens);
-
-// Σ over the view's last `rows` queries of the output change that RowSum names, [queryHeads, C].
-at::Tensor outputChange(const LayerView& view, RowSum sum, std::int64_t rows);
 
 class Snapshot {
 public:
@@ -63,7 +62,7 @@ public:
     const at::Tensor& map(LayerIndex layer) const { return m_maps[static_cast<std::size_t>(layer.value)]; } // [kvHeads, rows, cols] sums; undefined: none
     const at::Tensor& inverseFrequencies() const { return m_inverse; }
 
-    // What `policy` keeps right after this prefill. Scores are computed once per policy and reused for every budget. Thread-safe.
+    // What `policy` keeps right after this prefill. Scores are computed once per policy and reused for every budget that does not change them. Thread-safe.
     // quantizer: of the lane, whose equal_memory turns the budget into more tokens; null: none.
     struct Choice {
         std::vector<Selection> selections;   // per layer
@@ -99,7 +98,9 @@ private:
     std::vector<QueryMoments> m_moments;
     std::vector<at::Tensor> m_maps;
     mutable std::mutex m_mutex;
-    mutable std::map<std::string, std::shared_ptr<const Scored>> m_scored;
+    std::vector<std::unique_ptr<LastSums>> m_lastSums; // per layer, on the CPU; a device is fast enough, and its memory dear
+    static constexpr std::size_t Remembered = 4;          // scores of one policy that differ with the budget
+    mutable std::map<std::string, std::deque<std::pair<std::string, std::shared_ptr<const Scored>>>> m_scored; // by layer and policy: by score key, the newest last
 
     friend class PrefillObserver;
 };

@@ -1,5 +1,6 @@
 // Times the engine on the default model (or --model M): the budget slider, prefill and decode, what statistics cost, a sweep, opening.
 // Prints tables, and JSON with --json FILE. Names after the options run only these parts: slider speed statistics sweep open.
+// --policy ID, as often as wanted: the slider of these only.
 #include "engine/data/error.h"
 #include "engine/engine.h"
 #include "engine/session/snapshot.h"
@@ -23,7 +24,7 @@ using nlohmann::json;
 struct Options {
     std::string model = KEEPSIGHT_BUILD "/models/SmolLM2-135M-Instruct.Q4_1.gguf", jsonFile;
     int threads = 0;
-    std::set<std::string> parts;
+    std::set<std::string> parts, policies;
 };
 
 double milliseconds(const std::function<void()>& work) {
@@ -78,6 +79,7 @@ json slider(const Options& options) {
         engine.run(job, memory);
         const auto trace = memory.snapshot();
         for (const PolicyInfo& info : Engine::policies()) {
+            if (!options.policies.empty() && !options.policies.contains(info.id)) continue;
             int moves = 0;
             bool served = true;
             const auto move = [&] {
@@ -208,6 +210,8 @@ int main(int argc, char** argv) {
             options.jsonFile = argv[++i];
         else if (argument == "--model" && i + 1 < argc)
             options.model = argv[++i];
+        else if (argument == "--policy" && i + 1 < argc)
+            options.policies.insert(argv[++i]);
         else if (argument == "--threads" && i + 1 < argc)
             options.threads = std::max(1, std::atoi(argv[++i]));
         else

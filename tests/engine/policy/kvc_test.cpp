@@ -98,6 +98,24 @@ private Q_SLOTS:
             QCOMPARE(rows.size(0), 4);
         }
     }
+    void windowsOfAnySizeAddUpFromWhatIsRemembered() {
+        const auto model = tinyModel();
+        const auto policy = policyOf("kvcVK:num_recent=100,num_heavy=20", Budget::kept(120));
+        const auto snapshot = prefillFor(*model, tinyIds(150), policy);
+        const LayerView view = snapshot->view(LayerIndex{1});
+        LayerView plain = view;
+        plain.remembered = nullptr;
+        QVERIFY(view.remembered);
+        for (const int rows : {33, 1, 16, 100, 15, 17, 33, 32})
+            for (const auto kind : {ops::OutputChange::value, ops::OutputChange::joint}) {
+                const at::Tensor changes = view.lastChanges(kind, rows), weights = view.lastSums(rows);
+                QVERIFY2(at::allclose(changes, plain.lastChanges(kind, rows), 1e-4, 1e-7), qPrintable(QString::number(rows)));
+                QVERIFY2(at::allclose(weights, plain.lastSums(rows), 1e-4, 1e-6), qPrintable(QString::number(rows)));
+                const at::Tensor before = changes.clone(), weightsBefore = weights.clone();
+                changes.fill_(7), weights.fill_(7); // of the caller alone
+                QVERIFY(at::equal(view.lastChanges(kind, rows), before) && at::equal(view.lastSums(rows), weightsBefore));
+            }
+    }
     void poolingSpreadsToNeighboursButNotIntoTheWindow() {
         const LayerFixture f(random({1, 40, 8}, 10), random({1, 40, 8}, 11), random({2, 5, 8}, 12));
         at::Tensor sums = at::zeros({2, 40});
