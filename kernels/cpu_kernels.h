@@ -19,7 +19,7 @@ struct CpuKernels {
     void (*attention)(const AttentionArgs&, float* logSumExp); // [queryHeads, queries] log Σ exp of the logits, of several queries; or null
     void (*packedAttention)(const PackedAttentionArgs&);
     void (*outputChangeOne)(const OutputChangeArgs&);
-    void (*outputChange)(const OutputChangeArgs&, const void* output, const float* logSumExp); // several queries; output like `out` of their attention
+    void (*outputChange)(const OutputChangeArgs&, const void* output, const float* logSumExp); // output: `out` of their attention, null for kind 0
     void (*rmsNorm)(const RmsNormArgs&);
     void (*siluMul)(const SiluMulArgs&);
     void (*rope)(const RopeArgs&);

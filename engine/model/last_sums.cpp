@@ -28,15 +28,14 @@ at::Tensor LastSums::weights(const LayerView& view, std::int64_t count) {
 
 at::Tensor LastSums::changes(const LayerView& view, ops::OutputChange kind, std::int64_t count) {
     const std::lock_guard lock(m_mutex);
-    if (!m_known.output.defined()) {
-        ops::AttentionStats stats;
-        m_known.output = ops::causal_attention(view.queries, view.keys, view.values, view.entries.held.front(), view.scale, &stats);
-        m_known.logSumExp = stats.logSumExp;
-    }
+    if (kind != ops::OutputChange::value && !m_output.defined()) m_output = ops::causal_attention(view.queries, view.keys, view.values, view.entries.held.front(), view.scale);
     return last(m_changes[kind], view.queries.size(1), count, [&](std::int64_t begin, std::int64_t rows) {
-        const ops::KnownAttention known{m_known.output.narrow(0, begin, rows), m_known.logSumExp.defined() ? m_known.logSumExp.narrow(1, begin, rows) : at::Tensor()};
-        return ops::output_change(view.queries.narrow(1, begin, rows), view.keys, view.values, view.entries.positions, view.entries.lengths,
-                                  view.queryPositions.narrow(0, begin, rows), view.scale, kind, &known);
+        LayerView part = view;
+        part.remembered = nullptr;
+        part.queries = view.queries.narrow(1, begin, rows), part.queryPositions = view.queryPositions.narrow(0, begin, rows);
+        if (m_output.defined()) part.known.output = m_output.narrow(0, begin, rows);
+        if (view.known.logSumExp.defined()) part.known.logSumExp = view.known.logSumExp.narrow(1, begin, rows);
+        return part.lastChanges(kind, rows);
     });
 }
 

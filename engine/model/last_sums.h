@@ -18,14 +18,14 @@ public:
     at::Tensor changes(const LayerView& view, ops::OutputChange kind, std::int64_t count);
 
 private:
-    static constexpr std::int64_t Blocks = 16, SmallestBlock = 16; // at most that many, for they are remembered
+    static constexpr std::int64_t Blocks = 24, SmallestBlock = 8; // at most that many, for they are remembered
 
     using Sum = std::function<at::Tensor(std::int64_t begin, std::int64_t rows)>; // of these queries
     at::Tensor last(std::vector<at::Tensor>& sums, std::int64_t have, std::int64_t count, const Sum& sum) const;
 
     const std::int64_t m_block;
     std::mutex m_mutex;
-    ops::KnownAttention m_known;             // of all the view's queries
+    at::Tensor m_output;                     // of all the view's queries, like KnownAttention's
     std::vector<at::Tensor> m_weights;       // [i]: of the last (i + 1) · m_block queries
     std::map<ops::OutputChange, std::vector<at::Tensor>> m_changes; // likewise
 };

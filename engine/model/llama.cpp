@@ -327,8 +327,9 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
         } else if (held.ragged()) {
             attended = ops::ragged_attention(q, dense.keys, dense.values, held.positions, held.starts, held.lengths, held.capacity(), positions, scale, stats);
         } else if ((!stats || cache.whole()) && even && count > 1) { // entries ascend, the newest are the queries' own
-            attended = ops::causal_attention(q, dense.keys, dense.values, held.held.front(), scale, stats);
-            if (stats) known = {attended, stats->logSumExp};
+            ops::AttentionStats nothing, &collected = stats ? *stats : nothing;
+            attended = ops::causal_attention(q, dense.keys, dense.values, held.held.front(), scale, &collected);
+            known = {attended, collected.logSumExp};
         } else {
             attended = ops::attention(q, dense.keys, dense.values, held.positions, held.lengths, positions, scale, stats);
         }

@@ -33,8 +33,9 @@ at::Tensor LayerView::lastSums(std::int64_t count) const {
 at::Tensor LayerView::lastChanges(ops::OutputChange kind, std::int64_t count) const {
     if (remembered) return remembered->changes(*this, kind, count);
     const std::int64_t first = queries.size(1) - count;
-    return ops::output_change(queries.narrow(1, first, count), keys, values, entries.positions, entries.lengths, queryPositions.narrow(0, first, count), scale, kind,
-                              first == 0 ? &known : nullptr);
+    const ops::KnownAttention last{known.output.defined() ? known.output.narrow(0, first, count) : at::Tensor(),
+                                   known.logSumExp.defined() ? known.logSumExp.narrow(1, first, count) : at::Tensor()};
+    return ops::output_change(queries.narrow(1, first, count), keys, values, entries.positions, entries.lengths, queryPositions.narrow(0, first, count), scale, kind, &last);
 }
 
 at::Tensor ropeInverseFrequencies(const ModelConfig& config) {

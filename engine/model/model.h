@@ -37,7 +37,7 @@ struct LayerView {
     const QueryMoments* moments = nullptr; // of the prompt, if they were collected
     at::Tensor plainQueries;          // queries before RoPE; only during a forward pass
     bool whole = false;               // nothing was dropped, and the queries are those of the newest entries
-    ops::KnownAttention known;        // what attention of these queries gave; undefined where it is not at hand; only during a forward pass
+    ops::KnownAttention known;        // what attention of these queries gave; undefined where it is not at hand
     LastSums* remembered = nullptr;   // what lastSums() and lastChanges() add up, for views that are looked at again and again; null: nothing
 
     // Weights of the last `count` queries over the held entries, [queryHeads, count, C] fp32: collected ones, else recomputed from queries.

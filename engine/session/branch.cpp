@@ -348,6 +348,7 @@ LayerView Branch::withWindow(const LayerView& view) {
     out.queryPositions = newest + at::arange(1 - rows, 1, view.queryPositions.options());
     out.rows = out.plainQueries = at::Tensor();
     return out;
+    out.known = {};
 }
 
 void Branch::explain(const LayerView& view, const Plan& plan, const Place& here, const at::Tensor& scores, const Selection& selection) {

@@ -55,17 +55,20 @@ public:
         }
         if (m_s.m_options.queryMoments >= 0) addMoments(view, m_s.m_moments[i]);
         if (rows == 0) return;
-        at::Tensor& kept = m_s.m_queries[static_cast<std::size_t>(view.layer.value)];
-        if (fresh >= rows) {
-            kept = view.queries.narrow(1, fresh - rows, rows).clone();
-        } else {
-            const at::Tensor all = kept.defined() ? at::cat({kept, view.queries}, 1) : view.queries;
-            const std::int64_t n = std::min(rows, all.size(1));
-            kept = all.narrow(1, all.size(1) - n, n).clone();
-        }
+        keepLast(m_s.m_queries[i], view.queries, rows);
+        if (view.known.logSumExp.defined())
+            keepLast(m_s.m_logSumExps[i], view.known.logSumExp, rows);
+        else
+            m_s.m_logSumExps[i].reset();
     }
 
 private:
+    // kept becomes the last `rows` of what it was and of what is new, along the second dimension.
+    static void keepLast(at::Tensor& kept, const at::Tensor& more, std::int64_t rows) {
+        const at::Tensor all = kept.defined() && more.size(1) < rows ? at::cat({kept, more}, 1) : more;
+        const std::int64_t n = std::min(rows, all.size(1));
+        kept = all.narrow(1, all.size(1) - n, n).clone();
+    }
     void addMoments(const LayerView& view, QueryMoments& moments) const {
         const at::Tensor counted = view.plainQueries.index_select(1, at::nonzero(view.queryPositions >= m_s.m_options.queryMoments).squeeze(1)).to(at::kDouble);
         const at::Tensor sum = counted.sum(1), products = at::matmul(counted.transpose(1, 2), counted);
@@ -93,6 +96,7 @@ std::shared_ptr<const Snapshot> Snapshot::prefill(const Model& model, std::span<
     s->m_options.lastRows = static_cast<int>(std::min<std::int64_t>(options.lastRows, s->m_length));
     s->m_inverse = model.inverseFrequencies();
     s->m_queries.resize(layers);
+    s->m_logSumExps.resize(layers);
     if (options.columnSums) s->m_sums[RowSum::attention].resize(layers);
     for (const RowSum sum : options.sums) s->m_sums[sum].resize(layers);
     s->m_moments.resize(layers);
@@ -121,8 +125,9 @@ std::shared_ptr<const Snapshot> Snapshot::prefill(const Model& model, std::span<
 LayerView Snapshot::view(LayerIndex layer) const {
     const auto i = static_cast<std::size_t>(layer.value);
     const CacheLayer& entries = m_cache.layer(layer);
+    const at::Tensor lastKnown = m_logSumExps[i].defined() && m_logSumExps[i].size(1) == m_options.lastRows ? m_logSumExps[i] : at::Tensor();
     return {layer, *m_config, entries, m_queries[i], m_queryPositions, entries.keys, entries.values, 1.0 / std::sqrt(static_cast<double>(m_config->headDim)), {}, m_inverse,
-            m_options.queryMoments >= 0 ? &m_moments[i] : nullptr, {}, true, {}, m_lastSums.empty() ? nullptr : m_lastSums[i].get()};
+            m_options.queryMoments >= 0 ? &m_moments[i] : nullptr, {}, true, {{}, lastKnown}, m_lastSums.empty() ? nullptr : m_lastSums[i].get()};
 }
 
 Snapshot::Sight::Sight(const Snapshot& s, const Policy& policy, LayerIndex layer, Purpose purpose)
@@ -130,7 +135,7 @@ Snapshot::Sight::Sight(const Snapshot& s, const Policy& policy, LayerIndex layer
       view([&]() -> LayerView {
           const LayerView plain = s.view(layer);
           if (!policy.perQueryHead()) return plain;
-          return {layer, s.m_wideConfig, m_wide, plain.queries, plain.queryPositions, m_wide.keys, m_wide.values, plain.scale, {}, plain.inverseFrequencies, plain.moments, {}, true, {}, plain.remembered};
+          return {layer, s.m_wideConfig, m_wide, plain.queries, plain.queryPositions, m_wide.keys, m_wide.values, plain.scale, {}, plain.inverseFrequencies, plain.moments, {}, true, plain.known, plain.remembered};
       }()) {}
 
 Place Snapshot::place(LayerIndex layer, const Quantizer* quantizer) const {

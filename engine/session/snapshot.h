@@ -94,6 +94,7 @@ private:
     double m_milliseconds = 0;
     at::Tensor m_lastLogits, m_inverse, m_queryPositions;
     std::vector<at::Tensor> m_queries;    // per layer [queryHeads, lastRows, headDim]
+    std::vector<at::Tensor> m_logSumExps; // of these, [queryHeads, lastRows]; undefined: not known
     std::map<RowSum, std::vector<at::Tensor>> m_sums; // per layer [queryHeads, C]
     std::vector<QueryMoments> m_moments;
     std::vector<at::Tensor> m_maps;

@@ -217,21 +217,22 @@ at::Tensor outputChangeCpu(const at::Tensor& q, const at::Tensor& k, const at::T
                            const at::Tensor& queryPositions, double scale, int64_t kind, const std::optional<at::Tensor>& output, const std::optional<at::Tensor>& logSumExp) {
     at::Tensor out = at::empty({q.size(0), k.size(1)}, q.options().dtype(at::kFloat));
     if (q.size(1) == 0) return out.zero_();
-    const bool known = output && logSumExp, one = q.size(1) == 1;
+    const bool known = logSumExp.has_value(), one = q.size(1) == 1 && !known;
     const auto asNeeded = [&](const at::Tensor& x) { return one || known ? x : x.to(at::kFloat); }; // outputs are not to be rounded on the way
     const at::Tensor values = asNeeded(v);
     AttentionInput input("output_change", asNeeded(q), asNeeded(k), &values, positions, lengths, queryPositions, scale);
     const OutputChangeArgs args{input.args, static_cast<int>(kind), out.data_ptr<float>()};
     onCpu("output_change", [&](const CpuKernels& kernels) {
         if (one) return kernels.outputChangeOne(args);
-        const at::Tensor outputs = known ? output->contiguous() : at::empty({q.size(1), q.size(0) * q.size(2)}, values.options());
+        const bool valueOnly = kind == static_cast<int64_t>(OutputChange::value); // then outputs play no part
+        const at::Tensor outputs = valueOnly ? at::Tensor() : known ? output->contiguous() : at::empty({q.size(1), q.size(0) * q.size(2)}, values.options());
         const at::Tensor norms = known ? logSumExp->contiguous() : at::empty({q.size(0), q.size(1)}, out.options());
         if (!known) {
             AttentionArgs forward = input.args;
-            if (kind != static_cast<int64_t>(OutputChange::value)) forward.out = outputs.data_ptr();
+            if (!valueOnly) forward.out = outputs.data_ptr();
             kernels.attention(forward, norms.data_ptr<float>());
         }
-        kernels.outputChange(args, outputs.const_data_ptr(), norms.const_data_ptr<float>());
+        kernels.outputChange(args, valueOnly ? nullptr : outputs.const_data_ptr(), norms.const_data_ptr<float>());
     });
     return out;
 }

@@ -242,13 +242,17 @@ at::Tensor output_change(const at::Tensor& queries, const at::Tensor& k, const a
     checkType("output_change", "values", v, queries.scalar_type());
     checkSameDevice("output_change", "values", v, queries);
     OptionalTensor output, logSumExp;
-    if (known && known->output.defined() && known->logSumExp.defined()) {
-        output = known->output, logSumExp = known->logSumExp;
-        checkShape("output_change", "known output", *output, {queries.size(1), queries.size(0) * queries.size(2)});
-        checkType("output_change", "known output", *output, queries.scalar_type());
+    if (known && known->logSumExp.defined() && (known->output.defined() || kind == OutputChange::value)) {
+        logSumExp = known->logSumExp;
         checkShape("output_change", "known log-sum-exp", *logSumExp, {queries.size(0), queries.size(1)});
         checkType("output_change", "known log-sum-exp", *logSumExp, at::kFloat);
-        for (const OptionalTensor* t : {&output, &logSumExp}) checkSameDevice("output_change", "known output and log-sum-exp", **t, queries);
+        checkSameDevice("output_change", "known log-sum-exp", *logSumExp, queries);
+        if (known->output.defined()) {
+            output = known->output;
+            checkShape("output_change", "known output", *output, {queries.size(1), queries.size(0) * queries.size(2)});
+            checkType("output_change", "known output", *output, queries.scalar_type());
+            checkSameDevice("output_change", "known output", *output, queries);
+        }
     }
     static const auto op = handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double, int64_t,
                                              const OptionalTensor&, const OptionalTensor&)>("keepsight::output_change");

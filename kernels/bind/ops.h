@@ -54,7 +54,7 @@ at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const 
 // hand: no second forward pass then.
 enum class OutputChange : int64_t { value, key, joint, independent };
 struct KnownAttention {
-    at::Tensor output;    // [S, Hq·D]
+    at::Tensor output;    // [S, Hq·D]; undefined will do for OutputChange::value
     at::Tensor logSumExp; // [Hq, S] fp32
 };
 at::Tensor output_change(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,

@@ -119,7 +119,6 @@ void spanChanges(const OutputChangeArgs& given, const QueryRows& rows, std::int6
 
 void outputChange(const OutputChangeArgs& given, const void* output, const float* logSumExp) {
     const AttentionArgs& args = given.attention;
-    if (given.kind == 0) output = nullptr; // a change without the value does not hang on it
     constexpr std::int64_t Together = 512, SpanPanels = 16;
     const std::int64_t count = least(Together, args.queries), dim = args.dim, heads = args.queryHeads, panels = (args.capacity + Columns - 1) / Columns,
                        spans = (panels + SpanPanels - 1) / SpanPanels, perThread = roundUp(3 * Columns * dim, 16);

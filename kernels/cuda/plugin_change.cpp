@@ -78,8 +78,8 @@ at::Tensor outputChange(const at::Tensor& q, const at::Tensor& k, const at::Tens
     if (exact == count) return inAtenCalls();
     const at::Tensor queries = q.narrow(1, exact, count - exact), values = v.narrow(1, 0, held);
     at::Tensor outputs, logSums; // [Hq, S, D], [Hq, S], of these queries
-    if (output && logSumExp) {
-        outputs = output->reshape({count, q.size(0), dim}).transpose(0, 1).narrow(1, exact, count - exact);
+    if (logSumExp) { // with it the output, where the changes hang on it
+        if (kind != ValueOnly) outputs = output->reshape({count, q.size(0), dim}).transpose(0, 1).narrow(1, exact, count - exact);
         logSums = logSumExp->narrow(1, exact, count - exact).contiguous();
     } else {
         const auto [attended, norms] = fusedCausal(queries, k, v, held, scale);
