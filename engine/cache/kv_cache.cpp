@@ -68,6 +68,17 @@ void eachOfEntries(CacheLayer& layer, const F& f) {
     for (auto& [name, t] : layer.memory) f(t);
 }
 
+std::vector<at::Tensor> tensorsOfEntries(CacheLayer& layer) {
+    std::vector<at::Tensor> out;
+    eachOfEntries(layer, [&](const at::Tensor& t) { out.push_back(t); });
+    return out;
+}
+
+void dropStored(CacheLayer& layer, const at::Tensor& entries) {
+    for (StoredSide* side : {layer.storedKeys.get(), layer.storedValues.get()})
+        if (side) side->dropEntries(entries);
+}
+
 void checkEvictable(const CacheLayer& layer) {
     if (layer.ragged()) throw EngineError("cache: a branch that was made for no further evictions was asked to evict");
 }
@@ -285,31 +296,26 @@ std::optional<std::string> KvCache::nextStep(bool drops) {
 std::optional<KvCache::Packed> KvCache::packed(LayerIndex index, const at::Tensor& inverseFrequencies) const {
     const CacheLayer& l = layer(index);
     if (!m_quantizer) return std::nullopt;
-    std::optional<ops::PackedSide> keys = l.storedKeys->packedView(), values = l.storedValues->packedView();
-    if (!keys || !values) return std::nullopt;
-    if (m_device.is_cpu() && (keys->across || values->across)) return std::nullopt; // there it is faster to unpack such arrays as a whole
-    return Packed{std::move(*keys), std::move(*values), {plainKeys() ? inverseFrequencies : at::Tensor(), m_rope == RopeMode::cacheRelative}};
+    const StoredSide &keys = *l.storedKeys, &values = *l.storedValues;
+    if (m_device.is_cpu() && (keys.acrossHeads() || values.acrossHeads())) return std::nullopt; // there it is faster to unpack such arrays as a whole
+    return Packed{keys.packedView(), values.packedView(), {plainKeys() ? inverseFrequencies : at::Tensor(), m_rope == RopeMode::cacheRelative}};
 }
 
 at::Tensor KvCache::dropLowest(LayerIndex index, const at::Tensor& scores, const at::Tensor& limits) {
     CacheLayer& l = layer(index);
     checkEvictable(l);
     m_whole = false;
-    std::vector<at::Tensor> moved;
-    eachOfEntries(l, [&](const at::Tensor& t) { moved.push_back(t); });
-    const at::Tensor gone = ops::drop_lowest(scores.defined() ? std::optional(scores) : std::nullopt, l.lengths, limits, moved);
-    for (StoredSide* side : {l.storedKeys.get(), l.storedValues.get()})
-        if (side) side->dropEntries(gone[1]);
+    const at::Tensor gone = ops::drop_lowest(scores.defined() ? std::optional(scores) : std::nullopt, l.lengths, limits, tensorsOfEntries(l));
+    dropStored(l, gone[1].unsqueeze(1));
     return gone;
 }
 
-void KvCache::compact(LayerIndex index, const at::Tensor& kept, const at::Tensor& counts) {
+void KvCache::dropEntries(LayerIndex index, const at::Tensor& entries) {
     CacheLayer& l = layer(index);
     checkEvictable(l);
-    if (m_quantizer) throw EngineError("cache: packed entries were asked to go several at once on a device");
     m_whole = false;
-    eachOfEntries(l, [&](at::Tensor& t) { ops::compact_entries(t, forRows(kept, t.size(0)), forRows(counts, t.size(0))); });
-    l.lengths.copy_(counts);
+    ops::drop_entries(entries, l.lengths, tensorsOfEntries(l));
+    dropStored(l, entries);
 }
 
 void KvCache::countKept(LayerIndex index, std::int32_t keep) {
@@ -318,13 +324,9 @@ void KvCache::countKept(LayerIndex index, std::int32_t keep) {
 
 void KvCache::countDropped(LayerIndex index, const std::vector<std::vector<std::int32_t>>& entries) {
     CacheLayer& l = layer(index);
-    std::vector<std::int32_t> one; // packed entries go one at a time
-    for (std::size_t h = 0; h < l.held.size(); ++h) {
-        l.held[h] -= static_cast<std::int32_t>(entries[h].size());
-        one.push_back(entries[h].empty() ? -1 : entries[h].front());
-    }
+    for (std::size_t h = 0; h < l.held.size(); ++h) l.held[h] -= static_cast<std::int32_t>(entries[h].size());
     for (StoredSide* side : {l.storedKeys.get(), l.storedValues.get()})
-        if (side) side->countDropped(one);
+        if (side) side->countDropped(entries);
 }
 
 void KvCache::compact(LayerIndex index, const Selection& selection) {
@@ -358,10 +360,7 @@ void KvCache::settle(LayerIndex index) {
 KvCache::Dense KvCache::plain(LayerIndex index, bool recordable) const {
     const CacheLayer& l = layer(index);
     if (!m_quantizer) return {l.keys, l.values};
-    const auto unpacked = [&](const StoredSide& side) {
-        const std::optional<ops::PackedSide> view = recordable ? side.packedView() : std::nullopt;
-        return view ? ops::denseEntries(*view, l.capacity(), m_dtype) : side.dense(l.capacity());
-    };
+    const auto unpacked = [&](const StoredSide& side) { return recordable ? ops::denseEntries(side.packedView(), l.capacity(), m_dtype) : side.dense(l.capacity()); };
     return {unpacked(*l.storedKeys), unpacked(*l.storedValues)};
 }
 

@@ -57,14 +57,14 @@ public:
     // Without the host: every head above limits[0] loses its lowest scored entry, see ops::drop_lowest; at most one, so no head may be further above.
     // limits [3] int32 on the device. Returns the positions and the entries that went, [2, kvHeads] int32, −1: none. Uncounted on the host.
     at::Tensor dropLowest(LayerIndex layer, const at::Tensor& scores, const at::Tensor& limits);
-    // Without the host: the entries index[h, :counts[h]] stay, ascending, [kvHeads, C] and [kvHeads] int32 on the device. Uncounted on the host.
-    void compact(LayerIndex layer, const at::Tensor& index, const at::Tensor& counts);
+    // Without the host: entries [kvHeads, n] int32 go, see ops::drop_entries. Uncounted on the host.
+    void dropEntries(LayerIndex layer, const at::Tensor& entries);
     void countKept(LayerIndex layer, std::int32_t keep); // such a step left every head that many at most
     void countDropped(LayerIndex layer, const std::vector<std::vector<std::int32_t>>& entries); // or all but these, [kvHeads]
     bool whole() const { return m_whole; }                      // nothing was ever dropped: entries lie at their position
     std::uint64_t layout() const;                               // changes whenever a tensor of a layer is replaced, so that recorded passes are void
     // What storing one entry a head will do, with room made for it: recorded passes serve where it is the same. nullopt: it cannot be recorded. drops:
-    // dropLowest() may be called meanwhile; then countDropped() must be called after the pass, for packed entries, of every layer.
+    // dropLowest() or dropEntries() may be called meanwhile; then countDropped() must be called after the pass, for packed entries, of every layer.
     std::optional<std::string> nextStep(bool drops);
     void compact(LayerIndex layer, const Selection& selection); // ragged results allowed; frees memory if a quarter or more is unused
     void settle(LayerIndex layer);                              // after attention: a quantizer packs what it may

@@ -52,10 +52,12 @@ public:
     }
     void view(ops::PackedSide& side) const override {
         side.codes = m_codes, side.scale = m_scale, side.zero = m_zero;
-        side.bits = m_groups.bits, side.across = m_codes.defined();
+        side.bits = m_groups.bits, side.across = acrossHeads();
     }
+    bool acrossHeads() const override { return m_codes.defined(); }
     const at::Tensor& lengths() const override { return m_lengths; }
     std::uint64_t layout() const override { return m_layout; }
+    // How many values there are decides which share a group and where all of them lie: the host has to know what came and went.
     bool reserve(std::int64_t more, bool drops) override { return more == 0 && !drops; }
     const Counts& held() const override { return m_held; }
     std::int64_t storedBytes() const override {

@@ -65,6 +65,7 @@ public:
         m_rest->view(side);
         if (m_places.size(1) > 0) side.exact = m_values, side.places = m_places, side.exactCounts = m_counts;
     }
+    bool acrossHeads() const override { return m_rest->acrossHeads(); }
     const at::Tensor& lengths() const override { return m_rest->lengths(); }
     std::uint64_t layout() const override { return m_rest->layout() + m_layout; }
     const Counts& held() const override { return m_rest->held(); }
@@ -94,14 +95,13 @@ public:
         m_rest->addStep(x.masked_fill(outlier, 0), added);
     }
     void dropEntries(const at::Tensor& entries) override {
-        if (m_places.size(1) > 0) { // those of the entry go, those behind it move up with theirs
-            const at::Tensor entry = m_places.floor_divide(m_dim), gone = entries.unsqueeze(1), real = realOf(m_places.size(1));
-            const at::Tensor goes = (entry == gone).logical_and_(real), stays = real.logical_xor(goes);
+        if (m_places.size(1) > 0) { // those of the entries go, the others move up with theirs
+            const at::Tensor entry = m_places.floor_divide(m_dim), before = goneBefore(entries, entry);
+            const at::Tensor stays = (goneBefore(entries, entry + 1) == before).logical_and_(realOf(m_places.size(1)));
             const at::Tensor to = (stays.cumsum(1, at::kInt) - 1).masked_fill_(stays.logical_not(), m_places.size(1) - 1).to(at::kLong);
-            const at::Tensor behind = (entry > gone).logical_and_(gone >= 0).to(at::kInt);
-            m_places.scatter_(1, to, m_places - behind * m_dim);
+            m_places.scatter_(1, to, m_places - before * m_dim);
             m_values.scatter_(1, to, m_values.clone());
-            m_counts.sub_(goes.sum(at::IntArrayRef{1}, false, at::kInt));
+            m_counts.copy_(stays.sum(at::IntArrayRef{1}, false, at::kInt));
         }
         m_rest->dropEntries(entries);
     }
@@ -110,7 +110,7 @@ public:
         m_unknown += longest(more) * m_dim;
         m_exact = false;
     }
-    void countDropped(const Counts& entries) override {
+    void countDropped(const Gone& entries) override {
         m_rest->countDropped(entries);
         m_exact = false;
     }

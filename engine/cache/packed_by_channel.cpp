@@ -95,10 +95,7 @@ public:
         m_parameters.addStep({e.scale, e.zero}, groups);
     }
     void dropEntries(const at::Tensor& entries) override {
-        if (m_ends.defined()) {
-            const at::Tensor entry = entries.unsqueeze(1); // one behind the codes moves no end but Never, of which enough is left
-            m_ends.sub_((m_ends > entry).logical_and_(entry >= 0).to(at::kInt));
-        }
+        if (m_ends.defined()) m_ends.sub_(goneBefore(entries, m_ends)); // those behind the codes move no end but Never, of which enough is left
         m_codes.dropEntries(entries);
     }
     void countAdded(const Counts& more) override {
@@ -107,14 +104,16 @@ public:
         grow(more);
         m_current &= m_byEnds;
     }
-    void countDropped(const Counts& entries) override {
-        m_codes.count(negative(present(entries)));
+    void countDropped(const Gone& entries) override {
+        m_codes.count(negative(sizesOf(entries)));
         for (std::size_t h = 0; h < m_sizes.size(); ++h) {
-            if (entries[h] < 0) continue;
             std::size_t group = 0;
-            for (std::int32_t left = entries[h]; left >= m_sizes[h][group]; ++group)
-                left -= m_sizes[h][group];
-            --m_sizes[h][group];
+            std::int32_t end = m_sizes[h].empty() ? 0 : m_sizes[h].front(); // before any went
+            for (const std::int32_t entry : entries[h]) {
+                while (entry >= end)
+                    end += m_sizes[h][++group];
+                --m_sizes[h][group];
+            }
         }
     }
 

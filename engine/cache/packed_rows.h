@@ -22,7 +22,7 @@ public:
     void addStep(const at::Tensor& x, const StepRows& added) override { m_rows.addStep(rowsOf(x), added); }
     void dropEntries(const at::Tensor& entries) override { m_rows.dropEntries(entries); }
     void countAdded(const Counts& more) override { m_rows.count(more); }
-    void countDropped(const Counts& entries) override { m_rows.count(negative(present(entries))); }
+    void countDropped(const Gone& entries) override { m_rows.count(negative(sizesOf(entries))); }
 
 protected:
     PackedByRow(const SideShape& shape, std::vector<StoredRows::Column> columns) : m_rows(shape.kvHeads, std::move(columns), shape.device) {}

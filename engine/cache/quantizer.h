@@ -34,16 +34,17 @@ public:
     virtual std::int64_t storedBytes() const = 0;         // codes, scales, zeros, outliers with their indices, full-precision rows
     virtual std::int64_t allocatedBytes() const = 0;      // the same as allocated
 
-    virtual std::optional<ops::PackedSide> packedView() const { return std::nullopt; } // as attention reads it; nullopt: only dense()
+    virtual ops::PackedSide packedView() const = 0;       // as attention reads it
+    virtual bool acrossHeads() const = 0;                 // packedView() is PackedSide::across
     // What append() of one entry a head, dropEntries() if `drops`, and settle() would do, with room made for it: work that can be recorded is the same for
-    // the same answer and layout(). nullopt: it cannot. countReplayed(): what a replay of append() and settle() does on the host.
-    virtual std::optional<std::string> nextStep(bool /*drops*/) { return std::nullopt; }
-    virtual void countReplayed() {}
-    // Evicts entry entries[h] of each head, [kvHeads] int32 where the cache is (−1: none), without the host; after nextStep(true). Which entries went the
-    // host learns later: countDropped() then counts them, and what settle() did in that step.
-    virtual void dropEntries(const at::Tensor& /*entries*/) {}
-    virtual void countDropped(const std::vector<std::int32_t>& /*entries*/) {}
-    virtual std::uint64_t layout() const { return 0; }
+    // the same answer, as many entries that go, and layout(). nullopt: it cannot. countReplayed(): what a replay of append() and settle() does on the host.
+    virtual std::optional<std::string> nextStep(bool drops) = 0;
+    virtual void countReplayed() = 0;
+    // Evicts entries[h, :] of each head, [kvHeads, n] int32 where the cache is, ascending behind those below 0, which are none; without the host, after
+    // nextStep(true). Which entries went the host learns later: countDropped() then counts them, [kvHeads], and what settle() did in that step.
+    virtual void dropEntries(const at::Tensor& entries) = 0;
+    virtual void countDropped(const std::vector<std::vector<std::int32_t>>& entries) = 0;
+    virtual std::uint64_t layout() const = 0;
 };
 
 struct SideShape {

@@ -120,7 +120,7 @@ at::Tensor StoredParts::dense(std::int64_t capacity) const {
     return out;
 }
 
-std::optional<ops::PackedSide> StoredParts::packedView() const {
+ops::PackedSide StoredParts::packedView() const {
     ops::PackedSide side;
     if (m_packed) m_packed->view(side);
     if (m_first.capacity() > 0) side.first = m_first.column(0);
@@ -132,16 +132,17 @@ std::optional<ops::PackedSide> StoredParts::packedView() const {
 
 std::optional<std::string> StoredParts::nextStep(bool drops) {
     m_step.reset();
+    m_evicts |= drops;
     Counts tail = m_tail.held();
     for (std::int32_t& n : tail)
         ++n;
     if (longest(m_room) > 0 || longest(tail) > m_rule.longestTail()) return std::nullopt;
     const Counts ripe = m_packed ? m_rule(tail, false) : Counts(tail.size(), 0);
     Step step{longest(ripe), !drops && even(ripe), m_rule.when == ResidualRule::When::older, drops, false};
-    // Uneven heads pack at different steps, and those of other layers again at others. If each were a kind of its own, few steps would ever be replayed:
-    // all do the work, for the heads whose turn it is.
+    // Uneven heads pack at different steps, and those of other layers again at others; where entries go, heads are even now and then. If each were a kind
+    // of its own, few steps would ever be replayed: all do the work, for the heads whose turn it is.
     const std::int32_t most = m_rule.mostAtOnce();
-    if (m_packed && !even(tail) && most <= MostForNone && m_packed->reserve(most, drops))
+    if (m_packed && (m_evicts || !even(tail)) && most <= MostForNone && m_packed->reserve(most, drops))
         step.packs = most, step.alike = false;
     else if (m_packed && !m_packed->reserve(step.packs, drops))
         return std::nullopt;
@@ -182,28 +183,30 @@ void StoredParts::countReplayed() {
 void StoredParts::dropEntries(const at::Tensor& entries) {
     if (!m_step || !m_step->drops) throw EngineError("quantizer: expected nextStep() to announce that entries go without the host");
     m_step->dropped = true;
-    const at::Tensor behindFirst = entries - m_first.lengths(), behindCodes = m_packed ? behindFirst - m_packed->lengths() : behindFirst;
+    const at::Tensor behindFirst = entries - m_first.lengths().unsqueeze(1), behindCodes = m_packed ? behindFirst - m_packed->lengths().unsqueeze(1) : behindFirst;
     m_first.dropEntries(entries);
     if (m_packed) m_packed->dropEntries(behindFirst);
     m_tail.dropEntries(behindCodes);
 }
 
-void StoredParts::countDropped(const std::vector<std::int32_t>& entries) {
+void StoredParts::countDropped(const Gone& entries) {
     if (!m_step) return; // the host chose after all
-    Counts first(entries.size(), 0), codes(entries.size(), -1), tail(entries.size(), 0);
+    Counts first(entries.size(), 0), tail(entries.size(), 0);
+    Gone codes(entries.size());
     const Counts packed = this->packed();
-    for (std::size_t h = 0; h < entries.size(); ++h) {
-        const std::int32_t behindFirst = entries[h] - m_first.held()[h], behindCodes = behindFirst - packed[h];
-        if (entries[h] < 0 || behindCodes >= m_tail.held()[h]) continue;
-        if (behindFirst < 0)
-            first[h] = -1;
-        else if (behindCodes < 0)
-            codes[h] = behindFirst;
-        else
-            tail[h] = -1;
-    }
+    for (std::size_t h = 0; h < entries.size(); ++h)
+        for (const std::int32_t entry : entries[h]) {
+            const std::int32_t behindFirst = entry - m_first.held()[h], behindCodes = behindFirst - packed[h];
+            if (entry < 0 || behindCodes >= m_tail.held()[h]) continue;
+            if (behindFirst < 0)
+                --first[h];
+            else if (behindCodes < 0)
+                codes[h].push_back(behindFirst);
+            else
+                --tail[h];
+        }
     m_first.count(first);
-    if (longest(codes) >= 0) m_packed->countDropped(codes);
+    if (m_packed) m_packed->countDropped(codes);
     m_tail.count(tail);
     countSettled();
 }
@@ -221,7 +224,7 @@ std::int64_t StoredParts::allocatedBytes() const {
 std::unique_ptr<StoredParts> StoredParts::alias() const {
     auto other = std::make_unique<StoredParts>(m_shape, m_packed ? m_packed->alias() : nullptr, m_rule);
     other->m_first = m_first, other->m_tail = m_tail;
-    other->m_room = m_room, other->m_step = m_step;
+    other->m_room = m_room, other->m_evicts = m_evicts, other->m_step = m_step;
     return other;
 }
 

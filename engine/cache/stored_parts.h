@@ -21,16 +21,18 @@ public:
     // All of ops::PackedSide that tells of codes, as attention reads them; with it go lengths [kvHeads] int32 on the device, and layout(), which changes
     // when a tensor does.
     virtual void view(ops::PackedSide& side) const = 0;
+    virtual bool acrossHeads() const { return false; } // view() makes it so
     virtual const at::Tensor& lengths() const = 0;
     virtual std::uint64_t layout() const = 0;
 
     // What a step does without the host (see StoredRows): before it reserve(), room for `more` of every head and, if it drops, for dropEntries(); false: it
-    // cannot. addStep(): x [kvHeads, most, headDim] fp32. What it did is counted on the host at any time afterwards; entries as in dropEntries().
+    // cannot. addStep(): x [kvHeads, most, headDim] fp32. dropEntries(): as ops::drop_entries takes them, [kvHeads, n]. What the step did is counted on the
+    // host at any time afterwards.
     virtual bool reserve(std::int64_t more, bool drops) = 0;
     virtual void addStep(const at::Tensor& /*x*/, const StepRows& /*added*/) {}
     virtual void dropEntries(const at::Tensor& /*entries*/) {}
     virtual void countAdded(const Counts& /*more*/) {}
-    virtual void countDropped(const Counts& /*entries*/) {}
+    virtual void countDropped(const Gone& /*entries*/) {}
 };
 
 // How many of the tail's oldest rows each head packs when the side is settled.
@@ -64,11 +66,12 @@ public:
     std::vector<std::int32_t> packed() const override;
     std::int64_t storedBytes() const override;
     std::int64_t allocatedBytes() const override;
-    std::optional<ops::PackedSide> packedView() const override;
+    ops::PackedSide packedView() const override;
+    bool acrossHeads() const override { return m_packed && m_packed->acrossHeads(); }
     std::optional<std::string> nextStep(bool drops) override;
     void countReplayed() override;
     void dropEntries(const at::Tensor& entries) override;
-    void countDropped(const std::vector<std::int32_t>& entries) override;
+    void countDropped(const Gone& entries) override;
     std::uint64_t layout() const override;
 
     // The same tensors, counted by itself: what a recorded step goes on to see while the side it was recorded of goes on. For tests.
@@ -90,6 +93,7 @@ private:
     std::unique_ptr<PackedPart> m_packed; // null: nothing is ever packed
     ResidualRule m_rule;
     Counts m_room; // [kvHeads] first entries still to come
+    bool m_evicts = false; // steps have entries go
     std::optional<Step> m_step;
 };
 

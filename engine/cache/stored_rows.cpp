@@ -33,14 +33,19 @@ Counts negative(Counts counts) {
     return counts;
 }
 
-Counts present(Counts entries) {
-    for (std::int32_t& e : entries)
-        e = e >= 0;
-    return entries;
+Counts sizesOf(const Kept& rows) {
+    Counts out;
+    for (const auto& head : rows)
+        out.push_back(static_cast<std::int32_t>(head.size()));
+    return out;
 }
 
 at::Tensor onDevice(const Counts& counts, at::Device device) {
     return at::tensor(at::ArrayRef<std::int32_t>(counts), at::TensorOptions().dtype(at::kInt)).to(device);
+}
+
+at::Tensor goneBefore(const at::Tensor& entries, const at::Tensor& rows) {
+    return at::searchsorted(entries, rows, true) - (entries < 0).sum(at::IntArrayRef{1}, true, at::kInt);
 }
 
 std::vector<std::int64_t> wide(const Counts& counts) { return {counts.begin(), counts.end()}; }
@@ -147,9 +152,7 @@ void StoredRows::append(const std::vector<at::Tensor>& rows, const Counts& count
 }
 
 void StoredRows::keep(const Kept& kept) {
-    Counts counts;
-    for (const auto& rows : kept)
-        counts.push_back(static_cast<std::int32_t>(rows.size()));
+    const Counts counts = sizesOf(kept);
     if (counts == m_held) return;
     const std::int64_t most = longest(counts), tight = rounded(most + 1);
     if (most > 0) {

@@ -10,6 +10,7 @@ namespace keepsight {
 
 using Counts = std::vector<std::int32_t>;            // per KV head
 using Kept = std::vector<std::vector<std::int32_t>>; // per KV head: rows that stay, ascending
+using Gone = Kept;                                   // or that go
 
 // Rows that a step adds to each head, or takes off its front, without the host: `most` of every head, or as many as counts say.
 struct StepRows {
@@ -36,7 +37,7 @@ public:
     void reserve(std::int64_t more, std::int64_t most = std::numeric_limits<std::int32_t>::max());
     void addStep(const std::vector<at::Tensor>& rows, const StepRows& added); // the first rows of [heads, most, row…]
     void dropStep(const StepRows& oldest, bool leavesRows);  // false: a head that loses rows loses all it has
-    void dropEntries(const at::Tensor& entries);             // [heads] int32: row entries[h] goes; negative or not there: none
+    void dropEntries(const at::Tensor& entries);             // as ops::drop_entries takes them
     void count(const Counts& more);                          // or, negative, fewer
     const at::Tensor& lengths() const { return m_lengths; }  // [heads] int32 on the device
     std::uint64_t layout() const { return m_layout; }        // changes when a tensor does
@@ -65,8 +66,10 @@ std::int64_t total(const Counts& counts);
 bool even(const Counts& counts); // the same for all heads
 Counts sum(const Counts& a, const Counts& b);
 Counts negative(Counts counts);
-Counts present(Counts entries); // 1 where one is named, 0 where it is negative
+Counts sizesOf(const Kept& rows);
 at::Tensor onDevice(const Counts& counts, at::Device device); // [heads] int32
+// Of the entries that go, as ops::drop_entries takes them, [heads, n]: how many lie before each of `rows` [heads, m] int32. [heads, m] int32.
+at::Tensor goneBefore(const at::Tensor& entries, const at::Tensor& rows);
 std::vector<std::int64_t> wide(const Counts& counts); // as operators take them
 
 // The first counts[h] rows of `rows` [heads, ≥ counts, …] go to rows offsets[h] … of `out` [heads, C, …].

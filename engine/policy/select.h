@@ -27,12 +27,9 @@ struct DeviceChoice {
 };
 std::optional<DeviceChoice> deviceChoice(const Plan& plan, const std::vector<std::int32_t>& held); // nullopt: only the host can
 
-// The same entries stay as with select(), to the tie. limits [3] int32 there: entries kept, first and newest ones that are safe. Nothing waits for the device.
-struct Dropped {
-    at::Tensor index, counts; // [kvHeads, C], [kvHeads] int32: what stays, ascending
-    at::Tensor gone;          // [2, kvHeads, drops] int32: positions and entries that go, −1: none
-};
-Dropped selectOnDevice(const at::Tensor& scores, const CacheLayer& entries, const at::Tensor& limits, const DeviceChoice& choice);
+// What goes, [2, kvHeads, drops] int32: positions and entries, as KvCache::dropEntries takes them, −1: none. The same entries stay as with select(), to the
+// tie. limits [3] int32 there: entries kept, first and newest ones that are safe. Nothing waits for the device.
+at::Tensor selectOnDevice(const at::Tensor& scores, const CacheLayer& entries, const at::Tensor& limits, const DeviceChoice& choice);
 
 // What the selection did with entry `index` of `head`: score, rank, cutoff and who holds the last slot. budgetNeeded is left unset.
 Explanation explainEntry(const at::Tensor& scores, const CacheLayer& entries, const Plan& plan, const Selection& selection, HeadIndex head, std::int32_t index);

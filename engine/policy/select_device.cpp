@@ -31,7 +31,7 @@ std::optional<DeviceChoice> deviceChoice(const Plan& plan, const std::vector<std
     return plan.chunk == 0 && out.drops > 0 && out.drops <= Most ? std::optional(out) : std::nullopt;
 }
 
-Dropped selectOnDevice(const at::Tensor& scores, const CacheLayer& entries, const at::Tensor& limits, const DeviceChoice& choice) {
+at::Tensor selectOnDevice(const at::Tensor& scores, const CacheLayer& entries, const at::Tensor& limits, const DeviceChoice& choice) {
     constexpr float Largest = std::numeric_limits<float>::max();
     const std::int64_t heads = entries.lengths.size(0), capacity = entries.positions.size(1);
     const at::TensorOptions ints = entries.lengths.options();
@@ -39,28 +39,20 @@ Dropped selectOnDevice(const at::Tensor& scores, const CacheLayer& entries, cons
     at::Tensor open = (index >= limits[1]) & (index < held - limits[2]); // [heads, C]
     // Finite, so that nothing open is mistaken for what is not.
     const at::Tensor value = scores.defined() ? at::nan_to_num(scores, -Largest, Largest, -Largest) : index.to(at::kFloat).expand({heads, capacity});
-    const auto markedAt = [&](const at::Tensor& places) { return at::zeros({heads, capacity + 1}, ints.dtype(at::kBool)).scatter_(1, places, true).narrow(1, 0, capacity); };
     if (choice.sure > 0)
-        open = open & markedAt(ops::top_k(value.masked_fill(open.logical_not(), -INFINITY), all, choice.sure).to(at::kLong)).logical_not();
+        open.scatter_(1, ops::top_k(value.masked_fill(open.logical_not(), -INFINITY), all, choice.sure).to(at::kLong), false);
     // Who goes first ranks first: the lower score, then the older entry, then, between heads, the later head. top_k prefers the larger place.
     const at::Tensor order = value.neg().masked_fill(open.logical_not(), -INFINITY).flip(1);
-    at::Tensor gone; // [heads, drops] entries, −1: none
+    at::Tensor gone; // [heads, drops] entries, ascending behind −1, which is none
     if (choice.shared) {
         const at::Tensor places = ops::top_k(order.t().reshape({1, -1}), all.narrow(0, 0, 1) * static_cast<std::int32_t>(heads), choice.drops);
         const at::Tensor head = places.remainder(heads), entry = capacity - 1 - places.floor_divide(heads);
-        gone = at::where(head == at::arange(heads, ints).unsqueeze(1), entry, -1).flip(1);
+        gone = std::get<0>(at::where(head == at::arange(heads, ints).unsqueeze(1), entry, -1).sort(1));
     } else {
         gone = (capacity - 1 - ops::top_k(order, all, choice.drops)).flip(1);
     }
     gone = gone.to(at::kInt);
-    const at::Tensor stays = (index < held) & markedAt(gone.masked_fill(gone < 0, capacity).to(at::kLong)).logical_not();
-    const at::Tensor place = at::where(stays, stays.cumsum(1) - 1, capacity); // among those that stay
-    Dropped out;
-    out.index = at::zeros({heads, capacity + 1}, ints).scatter_(1, place, index.expand({heads, capacity})).narrow(1, 0, capacity);
-    out.counts = stays.sum(1).to(at::kInt);
-    const at::Tensor positions = entries.positions.gather(1, gone.clamp_min(0).to(at::kLong)).masked_fill(gone < 0, -1);
-    out.gone = at::stack({positions, gone});
-    return out;
+    return at::stack({entries.positions.gather(1, gone.clamp_min(0).to(at::kLong)).masked_fill(gone < 0, -1), gone});
 }
 
 } // namespace keepsight

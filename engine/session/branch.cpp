@@ -90,6 +90,7 @@ Branch::Branch(const Model& model, std::shared_ptr<const Snapshot> snapshot, std
     m_maps.resize(static_cast<std::size_t>(m_cache.layers()));
     m_firstLogits = m_snapshot->lastLogits();
     if (m_policy->ownsPrefill()) passPrompt(options.stop);
+    if (m_policy->schedule().everySteps > 0 && DecodeGraph::serves(m_model)) m_cache.nextStep(true); // so that the first eviction changes no other step's kind
     m_selectMilliseconds = millisecondsSince(begin);
 }
 
@@ -174,7 +175,7 @@ std::optional<std::string> Branch::planLayer(LayerIndex layer, LayerStep& step) 
     Counts held = entries.held;
     for (std::int32_t& n : held) ++n;
     const std::optional<DeviceChoice> choice = work ? deviceChoice(step.plan, held) : std::nullopt;
-    if (!choice || (m_cache.quantized() && !choice->one())) return std::nullopt;
+    if (!choice) return std::nullopt;
     step.choice = *choice;
     step.told = choice->shared || m_cache.quantized();
     if (choice->one()) return work;
@@ -347,8 +348,8 @@ LayerView Branch::withWindow(const LayerView& view) {
     out.queries = window;
     out.queryPositions = newest + at::arange(1 - rows, 1, view.queryPositions.options());
     out.rows = out.plainQueries = at::Tensor();
-    return out;
     out.known = {};
+    return out;
 }
 
 void Branch::explain(const LayerView& view, const Plan& plan, const Place& here, const at::Tensor& scores, const Selection& selection) {
@@ -388,9 +389,8 @@ void Branch::dropOnDevice(const LayerView& view, KvCache& cache, const at::Tenso
     } else if (const at::Tensor scores = m_policy->score(view, step.plan, statistic); step.choice.one()) {
         gone = cache.dropLowest(view.layer, scores, numbers);
     } else {
-        const Dropped dropped = selectOnDevice(scores, cache.layer(view.layer), numbers, step.choice);
-        cache.compact(view.layer, dropped.index, dropped.counts);
-        gone = dropped.gone;
+        gone = selectOnDevice(scores, cache.layer(view.layer), numbers, step.choice);
+        cache.dropEntries(view.layer, gone[1]);
     }
     if (!step.told) cache.countKept(view.layer, std::max(1, step.plan.keep));
     m_gone.at(m_most)[view.layer.value].narrow(2, 0, step.choice.drops).copy_(gone.view({2, -1, step.choice.drops}));

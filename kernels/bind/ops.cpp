@@ -312,11 +312,14 @@ at::Tensor drop_lowest(const std::optional<at::Tensor>& given, at::Tensor& lengt
 void drop_entries(const at::Tensor& entries, at::Tensor& lengths, at::ArrayRef<at::Tensor> moved) {
     const char* op = "drop_entries";
     checkMoved(op, lengths, moved);
-    checkShape(op, "entries that go", entries, {lengths.size(0)});
+    if (const int64_t heads = lengths.size(0); entries.defined() && entries.dim() == 2)
+        checkShape(op, "entries that go", entries, {heads, Any});
+    else
+        checkShape(op, "entries that go", entries, {heads});
     checkType(op, "entries that go", entries, at::kInt);
     checkSameDevice(op, "entries that go", entries, lengths);
     static const auto typed = handle<void(const at::Tensor&, at::Tensor&, at::TensorList)>("keepsight::drop_entries");
-    typed.call(entries, lengths, moved);
+    typed.call(entries.reshape({lengths.size(0), -1}), lengths, moved);
 }
 
 at::Tensor gather_entries(const at::Tensor& src, const at::Tensor& index, const at::Tensor& counts, int64_t capacity) {

@@ -146,7 +146,8 @@ at::Tensor sparse_attention(const at::Tensor& q, const at::Tensor& k, const at::
 // the entries behind it move up by one; lengths shrink. scores [Hkv, C] fp32 · lengths [Hkv] int32 · limits [3] int32, where the entries are, with
 // limits[1] + limits[2] ≤ limits[0] · moved[0] holds the positions. Returns what went, [2, Hkv] int32: positions, entries; −1 where none did.
 at::Tensor drop_lowest(const std::optional<at::Tensor>& scores, at::Tensor& lengths, const at::Tensor& limits, at::ArrayRef<at::Tensor> moved);
-// Evicts entry entries[h] of each KV head (−1 or behind its length: none) in the same way. entries, lengths [Hkv] int32 · moved as above, of any meaning.
+// Evicts the entries entries[h, :] of each KV head (behind its length: none) in the same way. entries [Hkv] or [Hkv, n] int32, ascending behind those below 0,
+// which are none · lengths [Hkv] int32 · moved as above, of any meaning.
 void drop_entries(const at::Tensor& entries, at::Tensor& lengths, at::ArrayRef<at::Tensor> moved);
 
 // Loads libkeepsight_cuda.so from beside the program once; false (and why) if there is no driver, no plug-in or it does not load.

@@ -45,22 +45,20 @@ at::Tensor softVoteComposite(const at::Tensor& queries, const at::Tensor& keys, 
     return out;
 }
 
-// Of every tensor what lies behind entry victim[h] moves up by one; a victim at the capacity: nothing does. victim [Hkv] int64.
-void moveUp(const at::Tensor& victim, at::TensorList moved) {
-    const int64_t heads = victim.size(0), capacity = moved[0].size(1);
-    const at::Tensor index = at::arange(capacity, victim.options()).unsqueeze(0);
-    const at::Tensor source = (index + (index >= victim.unsqueeze(1))).clamp_max(capacity - 1); // [Hkv, C]
-    for (const at::Tensor& t : moved) {
-        at::Tensor from = source.repeat_interleave(t.size(0) / heads, 0);
-        while (from.dim() < t.dim()) from = from.unsqueeze(-1);
-        t.copy_(t.gather(1, from.expand(t.sizes())));
-    }
-}
-
+// What stays is found by counting, for each place it comes to, the entries that go before it.
 void dropEntriesComposite(const at::Tensor& entries, at::Tensor& lengths, at::TensorList moved) {
-    const at::Tensor drops = (entries >= 0) & (entries < lengths);
-    if (moved[0].size(1) > 0) moveUp(at::where(drops, entries, moved[0].size(1)).to(at::kLong), moved);
-    lengths.sub_(drops.to(at::kInt));
+    const int64_t heads = lengths.size(0), capacity = moved[0].size(1);
+    const at::Tensor gone = entries.contiguous(), none = (gone < 0).sum(at::IntArrayRef{1}, true, at::kInt); // [Hkv, n], [Hkv, 1]
+    const at::Tensor next = (gone - at::arange(gone.size(1), gone.options()) + none).masked_fill_(gone < 0, -1); // where what follows each comes to lie
+    const at::Tensor place = at::arange(capacity, gone.options()).repeat({heads, 1}); // [Hkv, C]
+    const at::Tensor index = place + at::searchsorted(next, place, true, true) - none;
+    const at::Tensor counts = lengths - (at::searchsorted(gone, lengths.unsqueeze(1), true) - none).squeeze(1);
+    for (const at::Tensor& t : moved) {
+        const int64_t group = t.size(0) / heads;
+        at::Tensor x = t;
+        compact_entries(x, index.unsqueeze(1).expand({heads, group, capacity}).flatten(0, 1), counts.unsqueeze(1).expand({heads, group}).flatten());
+    }
+    lengths.copy_(counts);
 }
 
 at::Tensor dropLowestComposite(const std::optional<at::Tensor>& scores, at::Tensor& lengths, const at::Tensor& limits, at::TensorList moved) {
@@ -70,11 +68,10 @@ at::Tensor dropLowestComposite(const std::optional<at::Tensor>& scores, at::Tens
     const at::Tensor offered = (index >= l[1]) & (index < held - l[2]), drops = held.squeeze(1) > l[0]; // [Hkv, C], [Hkv]
     at::Tensor order = index.expand({heads, capacity});
     if (scores) order = orderOf(*scores) * (int64_t{1} << 32) + index;
-    const at::Tensor victim = at::where(drops, order.masked_fill(offered.logical_not(), Never).argmin(1), capacity); // [Hkv]
-    const at::Tensor gone = moved[0].gather(1, victim.clamp_max(capacity - 1).unsqueeze(1)).squeeze(1).masked_fill(drops.logical_not(), -1);
-    moveUp(victim, moved);
-    lengths.sub_(drops.to(at::kInt));
-    return at::stack({gone, at::where(drops, victim, -1).to(at::kInt)});
+    const at::Tensor victim = at::where(drops, order.masked_fill(offered.logical_not(), Never).argmin(1), -1).unsqueeze(1); // [Hkv, 1]
+    const at::Tensor gone = moved[0].gather(1, victim.clamp_min(0)).masked_fill(victim < 0, -1), entries = victim.to(at::kInt);
+    dropEntriesComposite(entries, lengths, moved);
+    return at::stack({gone.squeeze(1), entries.squeeze(1)});
 }
 
 } // namespace

@@ -247,7 +247,7 @@ void dropEntries(const at::Tensor& entries, at::Tensor& lengths, at::TensorList 
     const at::Tensor which = entries.contiguous();
     DropLowestArgs a;
     a.entries = which.const_data_ptr<std::int32_t>();
-    if (entriesDense(moved) && lengths.is_contiguous() && drop("drop_entries", a, lengths, moved)) return;
+    if (entries.size(1) == 1 && entriesDense(moved) && lengths.is_contiguous() && drop("drop_entries", a, lengths, moved)) return;
     composite<decltype(dropEntries)>("drop_entries", entries, lengths, moved);
 }
 

@@ -471,9 +471,12 @@ void checkDrop(int heads, int capacity, int dim, at::ScalarType type, bool score
     };
     compare();
     at::Tensor entries = at::randint(-1, capacity, {heads}).to(at::kInt); // of some heads behind the last one
-    ops::drop_entries(gpu(entries), deviceLengths, device);
-    ops::drop_entries(entries, hostLengths, host);
-    compare();
+    const at::Tensor several = (at::arange(5, at::kInt) * (capacity / 6 + 1) - 1).expand({heads, 5}).contiguous();
+    for (const at::Tensor& which : {entries, several}) {
+        ops::drop_entries(gpu(which), deviceLengths, device);
+        ops::drop_entries(which, hostLengths, host);
+        compare();
+    }
 }
 
 void checkPacked(int heads, int entries, int dim, int bits, int group, bool byChannel, bool levels, at::ScalarType type) {

@@ -109,6 +109,35 @@ private Q_SLOTS:
         }
     }
 
+    void dropEntriesTakesSeveralOfAHead() {
+        at::manual_seed(6);
+        constexpr int Heads = 4, Capacity = 30;
+        for (int round = 0; round < 40; ++round) {
+            const int most = 1 + round % 9;
+            const at::Tensor lengths = at::randint(0, Capacity + 1, {Heads}).to(at::kInt), keys = at::randn({Heads, Capacity, 3}), perQuery = at::randn({2 * Heads, Capacity});
+            if (round % 5 == 0) lengths[1] = 2; // all of it may go
+            at::Tensor entries = at::full({Heads, most}, -1, at::kInt), held = lengths.clone();
+            std::vector<at::Tensor> moved{keys.clone(), perQuery.clone()};
+            std::vector<std::vector<std::int32_t>> gone(Heads);
+            for (int h = 0; h < Heads; ++h) { // some behind the last one
+                const at::Tensor some = std::get<0>(at::randperm(lengths[h].item<int>() + 3).narrow(0, 0, std::min<std::int64_t>((round + h) % (most + 1), lengths[h].item<int>() + 3)).sort()).to(at::kInt);
+                entries[h].narrow(0, most - some.size(0), some.size(0)).copy_(some);
+                gone[static_cast<std::size_t>(h)].assign(some.const_data_ptr<std::int32_t>(), some.const_data_ptr<std::int32_t>() + some.size(0));
+            }
+            ops::drop_entries(entries, held, moved);
+            for (int h = 0; h < Heads; ++h) {
+                std::vector<std::int64_t> stays;
+                for (int i = 0; i < lengths[h].item<int>(); ++i)
+                    if (!std::ranges::binary_search(gone[static_cast<std::size_t>(h)], i)) stays.push_back(i);
+                const auto left = static_cast<std::int64_t>(stays.size());
+                const at::Tensor index = at::tensor(stays, at::kLong);
+                QCOMPARE(held[h].item<std::int64_t>(), left);
+                QVERIFY(at::equal(moved[0][h].narrow(0, 0, left), keys[h].index_select(0, index)));
+                for (int g = 0; g < 2; ++g) QVERIFY(at::equal(moved[1][2 * h + g].narrow(0, 0, left), perQuery[2 * h + g].index_select(0, index)));
+            }
+        }
+    }
+
     void refuseWhatDoesNotFit() {
         QVERIFY_EXCEPTION_THROWN(ops::top_k(at::randn({2, 5}), at::zeros({3}, at::kInt), 2), EngineError);
         QVERIFY_EXCEPTION_THROWN(ops::top_k(at::randn({2, 5}), at::zeros({2}, at::kInt), -1), EngineError);
@@ -122,6 +151,7 @@ private Q_SLOTS:
         QVERIFY_EXCEPTION_THROWN(ops::drop_lowest({}, lengths, limits, {}), EngineError);
         QVERIFY_EXCEPTION_THROWN(ops::drop_lowest({}, lengths, limits, {positions, at::randn({3, 6, 4})}), EngineError);
         QVERIFY_EXCEPTION_THROWN(ops::drop_entries(at::zeros({3}, at::kInt), lengths, {positions}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::drop_entries(at::zeros({3, 2}, at::kInt), lengths, {positions}), EngineError);
         QVERIFY_EXCEPTION_THROWN(ops::drop_entries(at::zeros({2}, at::kLong), lengths, {positions}), EngineError);
         QVERIFY_EXCEPTION_THROWN(ops::drop_entries(at::zeros({2}, at::kInt), lengths, {}), EngineError);
     }

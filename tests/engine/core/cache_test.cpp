@@ -60,6 +60,38 @@ private Q_SLOTS:
         QCOMPARE(l.memory["sum"][0][3].item<float>(), 0.f);
         QCOMPARE(l.memory["sum"][3][2].item<float>(), 0.f);
     }
+    void dropsEntriesWithoutTheHostAsWithIt() {
+        for (const char* quantizer : {"", "kivi:group=4,residual=4"}) {
+            const std::shared_ptr<const Quantizer> packs = *quantizer ? makeQuantizer(parseQuantSpec(quantizer)) : nullptr;
+            KvCache host(config(), at::kFloat, at::kCPU, RopeMode::original, packs), device(config(), at::kFloat, at::kCPU, RopeMode::original, packs);
+            for (KvCache* cache : {&host, &device}) {
+                append(*cache, 0, 20), cache->settle(LayerIndex{0});
+                cache->layer(LayerIndex{0}).memory["sum"] = at::zeros({4, cache->layer(LayerIndex{0}).capacity()}); // per query head
+            }
+            for (int step = 20; step < 26; ++step) {
+                QVERIFY(device.nextStep(true));
+                for (KvCache* cache : {&host, &device}) append(*cache, step, 1), cache->layer(LayerIndex{0}).memory["sum"].add_(step);
+                Selection kept = Selection::all(host.layer(LayerIndex{0}).held);
+                kept.keep[0].erase(kept.keep[0].begin() + 2, kept.keep[0].begin() + 4), kept.keep[1].erase(kept.keep[1].begin());
+                host.compact(LayerIndex{0}, kept);
+                device.dropEntries(LayerIndex{0}, at::tensor({2, 3, -1, 0}, at::kInt).view({2, 2}));
+                for (KvCache* cache : {&host, &device}) cache->settle(LayerIndex{0});
+                device.countDropped(LayerIndex{0}, {{2, 3}, {0}});
+                const CacheLayer &a = host.layer(LayerIndex{0}), &b = device.layer(LayerIndex{0});
+                QCOMPARE(b.held, a.held);
+                QVERIFY(at::equal(a.lengths, b.lengths));
+                QCOMPARE(b.heldPositions(), a.heldPositions());
+                QCOMPARE(device.stats().storedBytes, host.stats().storedBytes);
+                for (const bool recordable : {false, true})
+                    for (std::int64_t h = 0; h < 2; ++h) {
+                        const std::int64_t n = a.held[static_cast<std::size_t>(h)];
+                        const KvCache::Dense x = host.plain(LayerIndex{0}), y = device.plain(LayerIndex{0}, recordable);
+                        QVERIFY(at::allclose(x.keys[h].narrow(0, 0, n), y.keys[h].narrow(0, 0, n)) && at::allclose(x.values[h].narrow(0, 0, n), y.values[h].narrow(0, 0, n)));
+                        for (std::int64_t g = 0; g < 2; ++g) QVERIFY(at::equal(a.memory.at("sum")[2 * h + g].narrow(0, 0, n), b.memory.at("sum")[2 * h + g].narrow(0, 0, n)));
+                    }
+            }
+        }
+    }
     void countsBytesAsAllocated() {
         KvCache cache(config(), at::kFloat, at::kCPU, RopeMode::original);
         append(cache, 0, 1000);
