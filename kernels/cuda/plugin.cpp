@@ -1,5 +1,6 @@
 // The plug-in: tensors → argument structs for the CUDA kernels, registered with the dispatcher when the library is loaded.
 // Arguments were checked by ops.cpp. What has no kernel here runs in ATen calls (bind/composite.cpp).
+#include "kernels/bind/implementations.h"
 #include "kernels/cuda/launch_decode.h"
 #include "kernels/cuda/plugin.h"
 
@@ -147,8 +148,8 @@ at::Tensor raggedAttention(const at::Tensor& q, const at::Tensor& k, const at::T
     if (q.size(1) != 1 || !hasHeadSize(q.size(2)))
         return composite<decltype(raggedAttention)>("ragged_attention", q, k, v, positions, starts, lengths, capacity, queryPositions, scale, columnSum, lastRows, map, mapRowBegin,
                                                     rowBin, colBin);
-    const auto shown = [&](const at::Tensor& x) { return x.unsqueeze(0).expand({starts.size(0), x.size(0), x.size(1)}); };
-    return attentionOne("ragged_attention", q, shown(k), shown(v), positions, starts, lengths, capacity, queryPositions, scale,
+    const int64_t heads = starts.size(0);
+    return attentionOne("ragged_attention", q, ops::shownToHeads(k, heads), ops::shownToHeads(v, heads), positions, starts, lengths, capacity, queryPositions, scale,
                         {columnSum, lastRows, map, {mapRowBegin, rowBin, colBin}});
 }
 

@@ -8,39 +8,11 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 namespace {
 
-struct Case {
-    at::Tensor q, k, v, positions, lengths, queryPositions;
-    double scale = 0.125;
-};
-
-// `held` entries per head at most; ragged: each head holds fewer, with gaps between positions. Queries are the newest `queries` positions.
-Case makeCase(int queryHeads, int kvHeads, int queries, int held, int capacity, int dim, at::ScalarType type, bool ragged, unsigned seed) {
-    Case c;
-    std::mt19937 generator(seed);
-    c.q = random({queries, queryHeads, dim}, seed, type).transpose(0, 1); // as the model has it: not dense
-    c.k = random({kvHeads, capacity, dim}, seed + 1, type);
-    c.v = random({kvHeads, capacity, dim}, seed + 2, type);
-    c.positions = at::zeros({kvHeads, capacity}, at::kInt);
-    c.lengths = at::zeros({kvHeads}, at::kInt);
-    for (int h = 0; h < kvHeads; ++h) {
-        int length = 0;
-        for (int p = 0; p < held; ++p)
-            if (!ragged || generator() % static_cast<unsigned>(h + 2) != 0) c.positions[h][length++] = p;
-        c.lengths[h] = length;
-        if (length < capacity) { // must never be read
-            c.k[h].narrow(0, length, capacity - length).fill_(NAN);
-            c.v[h].narrow(0, length, capacity - length).fill_(NAN);
-        }
-    }
-    c.queryPositions = at::arange(held - queries, held, at::kInt);
-    return c;
-}
-
 struct Reference {
     std::vector<double> out, weights; // [S, Hq·D], [Hq, S, C]
 };
 
-Reference reference(const Case& c) {
+Reference reference(const AttentionCase& c) {
     const int64_t queryHeads = c.q.size(0), queries = c.q.size(1), dim = c.q.size(2), kvHeads = c.k.size(0), capacity = c.k.size(1);
     const std::vector<double> q = doubles(c.q), k = doubles(c.k), v = doubles(c.v);
     const int32_t *positions = c.positions.const_data_ptr<int32_t>(), *queryPositions = c.queryPositions.const_data_ptr<int32_t>();
@@ -75,7 +47,7 @@ Reference reference(const Case& c) {
     return r;
 }
 
-at::Tensor attentionBy(const QString& name, const Case& c, ops::AttentionStats& stats) {
+at::Tensor attentionBy(const QString& name, const AttentionCase& c, ops::AttentionStats& stats) {
     if (name != "composite") return ops::attention(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, &stats);
     const auto optional = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     return composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
@@ -85,7 +57,7 @@ at::Tensor attentionBy(const QString& name, const Case& c, ops::AttentionStats& 
               optional(stats.map), stats.mapRowBegin, stats.rowBin, stats.colBin);
 }
 
-at::Tensor rowsBy(const QString& name, const Case& c) {
+at::Tensor rowsBy(const QString& name, const AttentionCase& c) {
     if (name != "composite") return ops::attention_rows(c.q, c.k, c.positions, c.lengths, c.queryPositions, c.scale);
     return composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
                "attention_rows")
@@ -121,7 +93,7 @@ private Q_SLOTS:
         QFETCH(bool, bf16);
         QFETCH(bool, ragged);
         if (!choose(implementation)) QSKIP("this processor lacks the instruction set");
-        const Case c = makeCase(shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], bf16 ? at::kBFloat16 : at::kFloat, ragged, 17);
+        const AttentionCase c = makeAttentionCase(shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], bf16 ? at::kBFloat16 : at::kFloat, ragged, 17);
         const int64_t queries = shape[2], capacity = shape[4], last = std::min<int64_t>(queries, 5), group = shape[0] / shape[1];
         const Reference expected = reference(c);
 
@@ -157,7 +129,7 @@ private Q_SLOTS:
 
     void columnSumsAddUpToTheRows() {
         for (int queries : {1, 33, 600}) {
-            const Case c = makeCase(9, 3, queries, 700, 704, 64, at::kFloat, true, 5);
+            const AttentionCase c = makeAttentionCase(9, 3, queries, 700, 704, 64, at::kFloat, true, 5);
             c.queryPositions[0] = -1; // sees nothing
             ops::AttentionStats stats;
             stats.columnSum = at::zeros({9, 704});
@@ -170,7 +142,7 @@ private Q_SLOTS:
     }
 
     void mapHoldsAllWeightInsideIt() {
-        const Case c = makeCase(6, 2, 100, 100, 100, 64, at::kFloat, false, 5);
+        const AttentionCase c = makeAttentionCase(6, 2, 100, 100, 100, 64, at::kFloat, false, 5);
         ops::AttentionStats stats;
         stats.map = at::zeros({2, 5, 10});
         stats.rowBin = 10, stats.colBin = 10, stats.mapRowBegin = 50; // queries 0 … 49 lie before it
@@ -181,7 +153,7 @@ private Q_SLOTS:
 
     void runsAndThreadsAreBitEqual() {
         for (int queries : {1, 500}) {
-            const Case c = makeCase(9, 3, queries, 3000, 3000, 64, at::kFloat, true, 8);
+            const AttentionCase c = makeAttentionCase(9, 3, queries, 3000, 3000, 64, at::kFloat, true, 8);
             at::Tensor outs[3], sums[3], maps[3];
             for (int run = 0; run < 3; ++run) {
                 at::set_num_threads(run == 2 ? 1 : 2);
@@ -198,14 +170,14 @@ private Q_SLOTS:
     }
 
     void largeScoresStayFinite() {
-        const Case c = makeCase(2, 1, 3, 100, 100, 64, at::kFloat, false, 5);
+        const AttentionCase c = makeAttentionCase(2, 1, 3, 100, 100, 64, at::kFloat, false, 5);
         c.q.mul_(100);
         const at::Tensor out = ops::attention(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale);
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(out), reference(c).out, 1e-3);
     }
 
     void emptyCacheAndNoQueries() {
-        const Case c = makeCase(2, 1, 3, 10, 10, 64, at::kFloat, false, 5);
+        const AttentionCase c = makeAttentionCase(2, 1, 3, 10, 10, 64, at::kFloat, false, 5);
         const at::Tensor none = at::zeros({1}, at::kInt);
         QCOMPARE(ops::attention(c.q, c.k, c.v, c.positions, none, c.queryPositions, 1).abs().max().item<float>(), 0.f);
         QCOMPARE(ops::attention_rows(c.q, c.k, c.positions, none, c.queryPositions, 1).abs().max().item<float>(), 0.f);
@@ -214,9 +186,9 @@ private Q_SLOTS:
     }
 
     void badArgumentsAreRefused() {
-        const Case c = makeCase(4, 2, 3, 10, 10, 64, at::kFloat, false, 5);
+        const AttentionCase c = makeAttentionCase(4, 2, 3, 10, 10, 64, at::kFloat, false, 5);
         const auto refused = [&](auto change) {
-            Case bad = c;
+            AttentionCase bad = c;
             ops::AttentionStats stats;
             change(bad, stats);
             try {
@@ -226,21 +198,21 @@ private Q_SLOTS:
             }
             return false;
         };
-        QVERIFY(!refused([](Case&, ops::AttentionStats&) {}));
-        QVERIFY(refused([](Case& b, ops::AttentionStats&) { b.q = random({3, 3, 64}, 1); }));
-        QVERIFY(refused([](Case& b, ops::AttentionStats&) { b.q = random({4, 64}, 1); }));
-        QVERIFY(refused([](Case& b, ops::AttentionStats&) { b.k = b.k.narrow(2, 0, 32); }));
-        QVERIFY(refused([](Case& b, ops::AttentionStats&) { b.v = b.v.narrow(1, 0, 9); }));
-        QVERIFY(refused([](Case& b, ops::AttentionStats&) { b.k = b.k.to(at::kBFloat16); }));
-        QVERIFY(refused([](Case& b, ops::AttentionStats&) { b.positions = b.positions.to(at::kLong); }));
-        QVERIFY(refused([](Case& b, ops::AttentionStats&) { b.lengths = at::full({2}, 11, at::kInt); }));
-        QVERIFY(refused([](Case& b, ops::AttentionStats&) { b.lengths = at::full({2}, -1, at::kInt); }));
-        QVERIFY(refused([](Case& b, ops::AttentionStats&) { b.queryPositions = b.queryPositions.flip(0); }));
-        QVERIFY(refused([](Case&, ops::AttentionStats& s) { s.columnSum = at::zeros({2, 10}); }));
-        QVERIFY(refused([](Case&, ops::AttentionStats& s) { s.columnSum = at::zeros({10, 4}).t(); }));
-        QVERIFY(refused([](Case&, ops::AttentionStats& s) { s.lastRows = at::zeros({4, 4, 10}); }));
-        QVERIFY(refused([](Case&, ops::AttentionStats& s) { s.map = at::zeros({3, 4, 4}); }));
-        QVERIFY(refused([](Case&, ops::AttentionStats& s) {
+        QVERIFY(!refused([](AttentionCase&, ops::AttentionStats&) {}));
+        QVERIFY(refused([](AttentionCase& b, ops::AttentionStats&) { b.q = random({3, 3, 64}, 1); }));
+        QVERIFY(refused([](AttentionCase& b, ops::AttentionStats&) { b.q = random({4, 64}, 1); }));
+        QVERIFY(refused([](AttentionCase& b, ops::AttentionStats&) { b.k = b.k.narrow(2, 0, 32); }));
+        QVERIFY(refused([](AttentionCase& b, ops::AttentionStats&) { b.v = b.v.narrow(1, 0, 9); }));
+        QVERIFY(refused([](AttentionCase& b, ops::AttentionStats&) { b.k = b.k.to(at::kBFloat16); }));
+        QVERIFY(refused([](AttentionCase& b, ops::AttentionStats&) { b.positions = b.positions.to(at::kLong); }));
+        QVERIFY(refused([](AttentionCase& b, ops::AttentionStats&) { b.lengths = at::full({2}, 11, at::kInt); }));
+        QVERIFY(refused([](AttentionCase& b, ops::AttentionStats&) { b.lengths = at::full({2}, -1, at::kInt); }));
+        QVERIFY(refused([](AttentionCase& b, ops::AttentionStats&) { b.queryPositions = b.queryPositions.flip(0); }));
+        QVERIFY(refused([](AttentionCase&, ops::AttentionStats& s) { s.columnSum = at::zeros({2, 10}); }));
+        QVERIFY(refused([](AttentionCase&, ops::AttentionStats& s) { s.columnSum = at::zeros({10, 4}).t(); }));
+        QVERIFY(refused([](AttentionCase&, ops::AttentionStats& s) { s.lastRows = at::zeros({4, 4, 10}); }));
+        QVERIFY(refused([](AttentionCase&, ops::AttentionStats& s) { s.map = at::zeros({3, 4, 4}); }));
+        QVERIFY(refused([](AttentionCase&, ops::AttentionStats& s) {
             s.map = at::zeros({2, 4, 4});
             s.rowBin = 0;
         }));

@@ -13,38 +13,10 @@ namespace {
 
 constexpr OutputChange Kinds[] = {OutputChange::value, OutputChange::key, OutputChange::joint, OutputChange::independent};
 
-struct Case {
-    at::Tensor q, k, v, positions, lengths, queryPositions;
-    double scale = 0.25;
-};
-
-// Queries are the newest `queries` positions; ragged: heads hold fewer, with gaps.
-Case makeCase(int queryHeads, int kvHeads, int queries, int held, int capacity, int dim, at::ScalarType type, bool ragged, unsigned seed) {
-    Case c;
-    std::mt19937 generator(seed);
-    c.q = random({queries, queryHeads, dim}, seed, type).transpose(0, 1); // as the model has it: not dense
-    c.k = random({kvHeads, capacity, dim}, seed + 1, type);
-    c.v = random({kvHeads, capacity, dim}, seed + 2, type);
-    c.positions = at::zeros({kvHeads, capacity}, at::kInt);
-    c.lengths = at::zeros({kvHeads}, at::kInt);
-    for (int h = 0; h < kvHeads; ++h) {
-        int length = 0;
-        for (int p = 0; p < held; ++p)
-            if (!ragged || generator() % static_cast<unsigned>(h + 2) != 0) c.positions[h][length++] = p;
-        c.lengths[h] = length;
-        if (length < capacity) { // must never be read
-            c.k[h].narrow(0, length, capacity - length).fill_(NAN);
-            c.v[h].narrow(0, length, capacity - length).fill_(NAN);
-        }
-    }
-    c.queryPositions = at::arange(held - queries, held, at::kInt);
-    return c;
-}
-
-at::Tensor changeOf(const Case& c, OutputChange kind) {
+at::Tensor changeOf(const AttentionCase& c, OutputChange kind) {
     return ops::output_change(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, kind);
 }
-at::Tensor compositeChangeOf(const Case& c, OutputChange kind) {
+at::Tensor compositeChangeOf(const AttentionCase& c, OutputChange kind) {
     using Given = const std::optional<at::Tensor>&;
     return composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double, int64_t, Given, Given)>("output_change")
         .call(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale, static_cast<int64_t>(kind), {}, {});
@@ -54,7 +26,7 @@ at::Tensor compositeChangeOf(const Case& c, OutputChange kind) {
 struct Row {
     std::vector<double> a, s, o;
 };
-Row rowOf(const Case& c, int64_t h, int64_t i, const double* q, const std::vector<double>& k, const std::vector<double>& v) {
+Row rowOf(const AttentionCase& c, int64_t h, int64_t i, const double* q, const std::vector<double>& k, const std::vector<double>& v) {
     const int64_t n = c.k.size(1), dim = c.k.size(2);
     const int32_t *positions = c.positions.const_data_ptr<int32_t>() + h * n, position = c.queryPositions.const_data_ptr<int32_t>()[i];
     Row r{std::vector<double>(static_cast<size_t>(n)), std::vector<double>(static_cast<size_t>(n)), std::vector<double>(static_cast<size_t>(dim))};
@@ -79,7 +51,7 @@ struct Reference {
     std::vector<double> cross;
 };
 
-Reference reference(const Case& c) {
+Reference reference(const AttentionCase& c) {
     const int64_t n = c.k.size(1), dim = c.k.size(2), rows = c.q.size(1);
     Reference out;
     for (auto& change : out.changes) change.resize(static_cast<size_t>(c.q.size(0) * n));
@@ -126,7 +98,7 @@ private Q_SLOTS:
         QFETCH(QList<int>, shape);
         QFETCH(bool, bf16);
         QFETCH(bool, ragged);
-        const Case c = makeCase(shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], bf16 ? at::kBFloat16 : at::kFloat, ragged, 17);
+        const AttentionCase c = makeAttentionCase(shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], bf16 ? at::kBFloat16 : at::kFloat, ragged, 17);
         const Reference expected = reference(c);
         for (const char* implementation : implementations) {
             if (!choose(implementation)) continue; // this processor lacks the instruction set
@@ -140,7 +112,7 @@ private Q_SLOTS:
         }
     }
     void jointIsTheSumWithItsCrossTerm() {
-        const Case c = makeCase(4, 2, 20, 50, 50, 16, at::kFloat, false, 3);
+        const AttentionCase c = makeAttentionCase(4, 2, 20, 50, 50, 16, at::kFloat, false, 3);
         const std::vector<double> value = doubles(changeOf(c, OutputChange::value)), key = doubles(changeOf(c, OutputChange::key)),
                                   joint = doubles(changeOf(c, OutputChange::joint)), independent = doubles(changeOf(c, OutputChange::independent));
         const Reference expected = reference(c);
@@ -152,7 +124,7 @@ private Q_SLOTS:
         KEEPSIGHT_VERIFY_DIFFERENCE(expected.changes[2], sum, 1e-4);
     }
     void keyIsTheSlopeOfTheOutputAsTheKeyShrinks() { // do/dε for k → (1 − ε)k is −a·s·(v − o)
-        const Case c = makeCase(1, 1, 1, 20, 20, 8, at::kFloat, false, 5);
+        const AttentionCase c = makeAttentionCase(1, 1, 1, 20, 20, 8, at::kFloat, false, 5);
         const std::vector<double> key = doubles(changeOf(c, OutputChange::key)), value = doubles(changeOf(c, OutputChange::value));
         const std::vector<double> q = doubles(c.q[0]), k = doubles(c.k[0]), v = doubles(c.v[0]);
         const Row r = rowOf(c, 0, 0, q.data(), k, v);
@@ -175,7 +147,7 @@ private Q_SLOTS:
         }
     }
     void invisibleEntriesGetExactlyNothing() {
-        Case c = makeCase(4, 2, 3, 40, 64, 8, at::kFloat, false, 7);
+        AttentionCase c = makeAttentionCase(4, 2, 3, 40, 64, 8, at::kFloat, false, 7);
         c.queryPositions = at::tensor({4, 5, 9}, at::kInt); // entries behind position 9 are the future
         c.q.mul_(100);                                      // huge logits: 0 · s must stay 0
         for (const OutputChange kind : Kinds) {
@@ -188,7 +160,7 @@ private Q_SLOTS:
         for (const OutputChange kind : Kinds) QCOMPARE(changeOf(c, kind).abs().max().item<float>(), 0.0f);
     }
     void blocksOfRowsAddUp() { // more rows than a block: the same as row by row
-        const Case c = makeCase(2, 1, 300, 300, 300, 8, at::kFloat, false, 9);
+        const AttentionCase c = makeAttentionCase(2, 1, 300, 300, 300, 8, at::kFloat, false, 9);
         for (const OutputChange kind : Kinds) {
             at::Tensor sum = at::zeros({2, 300});
             for (int64_t i = 0; i < 300; ++i)
@@ -198,7 +170,7 @@ private Q_SLOTS:
     }
     void knownAttentionChangesNothing() {
         for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
-            const Case c = makeCase(6, 2, 20, 50, 64, 20, type, false, 21);
+            const AttentionCase c = makeAttentionCase(6, 2, 20, 50, 64, 20, type, false, 21);
             ops::AttentionStats stats;
             const at::Tensor output = ops::causal_attention(c.q, c.k, c.v, 50, c.scale, &stats);
             const ops::KnownAttention known{output, stats.logSumExp}, none;
@@ -210,7 +182,7 @@ private Q_SLOTS:
         }
     }
     void causalAttentionKnowsItsLogSumExps() {
-        const Case c = makeCase(6, 2, 33, 70, 80, 20, at::kFloat, false, 22);
+        const AttentionCase c = makeAttentionCase(6, 2, 33, 70, 80, 20, at::kFloat, false, 22);
         ops::AttentionStats stats;
         QVERIFY(sameBits(ops::causal_attention(c.q, c.k, c.v, 70, c.scale, &stats), ops::attention(c.q, c.k, c.v, c.positions, c.lengths, c.queryPositions, c.scale)));
         std::vector<double> expected;
@@ -225,11 +197,11 @@ private Q_SLOTS:
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(stats.logSumExp), expected, 1e-5);
     }
     void noQueriesGiveZeros() {
-        const Case c = makeCase(4, 2, 0, 10, 12, 8, at::kFloat, false, 1);
+        const AttentionCase c = makeAttentionCase(4, 2, 0, 10, 12, 8, at::kFloat, false, 1);
         QCOMPARE(changeOf(c, OutputChange::joint).abs().max().item<float>(), 0.0f);
     }
     void refusesWhatDoesNotFit() {
-        const Case c = makeCase(4, 2, 3, 10, 12, 8, at::kFloat, false, 1);
+        const AttentionCase c = makeAttentionCase(4, 2, 3, 10, 12, 8, at::kFloat, false, 1);
         QVERIFY_THROWS_EXCEPTION(EngineError, ops::output_change(c.q, c.k, c.v.narrow(1, 0, 11), c.positions, c.lengths, c.queryPositions, 1, OutputChange::key));
         QVERIFY_THROWS_EXCEPTION(EngineError, ops::output_change(c.q, c.k, c.v.to(at::kBFloat16), c.positions, c.lengths, c.queryPositions, 1, OutputChange::key));
         QVERIFY_THROWS_EXCEPTION(EngineError, ops::output_change(c.q.narrow(0, 0, 3), c.k, c.v, c.positions, c.lengths, c.queryPositions, 1, OutputChange::key));

@@ -39,6 +39,35 @@ inline at::Tensor random(std::vector<int64_t> sizes, unsigned seed, at::ScalarTy
     return t.to(type);
 }
 
+// A call of attention.
+struct AttentionCase {
+    at::Tensor q, k, v, positions, lengths, queryPositions;
+    double scale = 0.125;
+};
+
+// `held` entries per head at most; ragged: each head holds fewer, with gaps between positions. Queries are the newest `queries` positions.
+inline AttentionCase makeAttentionCase(int queryHeads, int kvHeads, int queries, int held, int capacity, int dim, at::ScalarType type, bool ragged, unsigned seed) {
+    AttentionCase c;
+    std::mt19937 generator(seed);
+    c.q = random({queries, queryHeads, dim}, seed, type).transpose(0, 1); // as the model has it: not dense
+    c.k = random({kvHeads, capacity, dim}, seed + 1, type);
+    c.v = random({kvHeads, capacity, dim}, seed + 2, type);
+    c.positions = at::zeros({kvHeads, capacity}, at::kInt);
+    c.lengths = at::zeros({kvHeads}, at::kInt);
+    for (int h = 0; h < kvHeads; ++h) {
+        int length = 0;
+        for (int p = 0; p < held; ++p)
+            if (!ragged || generator() % static_cast<unsigned>(h + 2) != 0) c.positions[h][length++] = p;
+        c.lengths[h] = length;
+        if (length < capacity) { // must never be read
+            c.k[h].narrow(0, length, capacity - length).fill_(NAN);
+            c.v[h].narrow(0, length, capacity - length).fill_(NAN);
+        }
+    }
+    c.queryPositions = at::arange(held - queries, held, at::kInt);
+    return c;
+}
+
 // Random stored rows with small finite scales: [rows, rowBytes] uint8.
 inline at::Tensor packedRows(Stored type, int64_t rows, int64_t columns, unsigned seed) {
     std::mt19937 generator(seed);
