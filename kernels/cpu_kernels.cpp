@@ -52,4 +52,12 @@ bool useCpuKernels(std::string_view name) {
     return table != nullptr;
 }
 
+bool multipliesBf16() {
+#ifdef KEEPSIGHT_X86
+    return __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
 } // namespace keepsight

@@ -13,7 +13,7 @@
 namespace keepsight::ops {
 namespace {
 
-constexpr int64_t DirectRows = 24, DirectRowsBf16 = 16; // up to this many rows of x the weights are used as stored
+constexpr int64_t DirectRows = 24, DirectRowsBf16 = 16; // up to this many rows of x the weights are used as stored; bf16: with units for it
 constexpr int64_t ChunkBytes = 8 << 20; // of weights written out at a time for a matrix product: stays in the last-level cache
 
 StoredMatrix matrixOf(const at::Tensor& packed, int64_t weightType, int64_t columns) {
@@ -47,10 +47,13 @@ at::Tensor weightRows(const at::Tensor& packed, int64_t weightType, int64_t colu
 
 at::Tensor linearCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t weightType, int64_t columns,
                      const std::optional<at::Tensor>& bias) {
+    static const bool bf16Units = multipliesBf16(); // without them products of bf16 are several times slower than those of fp32
     const at::Tensor x = xIn.contiguous(), packed = packedIn.contiguous();
     const int64_t count = x.size(0), rows = packed.size(0);
     if (count == 0 || rows == 0) return at::empty({count, rows}, x.options());
-    if (count <= (x.scalar_type() == at::kFloat ? DirectRows : DirectRowsBf16)) {
+    const bool inFp32 = x.scalar_type() == at::kFloat || !bf16Units;
+    if (inFp32 && count > DirectRows && x.scalar_type() != at::kFloat) return linearCpu(x.to(at::kFloat), packed, weightType, columns, bias).to(x.scalar_type());
+    if (count <= (inFp32 ? DirectRows : DirectRowsBf16)) {
         at::Tensor y = at::empty({count, rows}, x.options()), biasFloats = bias ? floats(*bias) : at::Tensor();
         onCpu("linear", [&](const CpuKernels& kernels) {
             kernels.linear({matrixOf(packed, weightType, columns), x.const_data_ptr(), y.data_ptr(), elementOf(x), count,

@@ -27,6 +27,15 @@ KEEPSIGHT_INLINE void decodeNibbles(const std::uint8_t* nibbles, Floats d, Float
 }
 
 template <Stored Type>
+constexpr std::int64_t unitBytes = Unit / blockValues(Type) * blockBytes(Type);
+
+template <Stored Type>
+KEEPSIGHT_INLINE void prefetchUnit(const std::uint8_t* row, std::int64_t unit) {
+    for (std::int64_t line = 0; line < unitBytes<Type>; line += 64)
+        __builtin_prefetch(row + unit * unitBytes<Type> + line, 0, 2);
+}
+
+template <Stored Type>
 KEEPSIGHT_INLINE void decodeUnit(const std::uint8_t* row, std::int64_t unit, Floats (&values)[UnitVectors]) {
     if constexpr (Type == Stored::f32) {
         for (int k = 0; k < UnitVectors; ++k)
@@ -38,17 +47,19 @@ KEEPSIGHT_INLINE void decodeUnit(const std::uint8_t* row, std::int64_t unit, Flo
         for (int k = 0; k < UnitVectors; ++k)
             values[k] = loadHalves(row + unit * 64 + k * Lanes * 2);
     } else if constexpr (Type == Stored::q8_0) {
-        const std::uint8_t* block = row + unit * 34;
+        const std::uint8_t* block = row + unit * unitBytes<Type>;
         const Floats d = broadcastHalf(block);
         for (int k = 0; k < UnitVectors; ++k)
             values[k] = d * toFloats(widenSigned(block + 2 + k * Lanes));
     } else if constexpr (Type == Stored::q4_0) {
-        const std::uint8_t* block = row + unit * 18;
+        const std::uint8_t* block = row + unit * unitBytes<Type>;
         decodeNibbles(block + 2, broadcastHalf(block), Floats{}, 8, values);
     } else {
         static_assert(Type == Stored::q4_1);
-        const std::uint8_t* block = row + unit * 20;
-        decodeNibbles(block + 4, broadcastHalf(block), broadcastHalf(block + 2), 0, values);
+        const std::uint8_t* block = row + unit * unitBytes<Type>;
+        Floats d, m;
+        broadcastHalves(block, d, m);
+        decodeNibbles(block + 4, d, m, 0, values);
     }
 }
 

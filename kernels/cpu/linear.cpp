@@ -1,6 +1,7 @@
 // y[s, o] = Σ_i W[o, i] · x[s, i] for a few rows s: each weight is read and decoded once, 4 rows of W at a time, and meets up to
 // 8 rows of x in registers. Every (o, s) has one accumulator that takes its columns in order, so its value does not depend on how
-// rows are grouped. Bound by memory: the aim is the speed at which the blocks can be read.
+// rows are grouped. Bound by memory: the aim is the speed at which the blocks can be read. Rows are mostly too short for the processor to foresee
+// what comes behind each, so the next ones are asked for, where there is little to do meanwhile.
 #include "kernels/cpu/decode.h"
 #include "kernels/cpu/isa.h"
 
@@ -24,6 +25,7 @@ void dot(const Task& task) {
         const float* x = task.x + unit * Unit;
         for (int r = 0; r < WRows; ++r) {
             Floats values[UnitVectors];
+            if constexpr (XRows <= 2 || blockValues(Type) == 1) prefetchUnit<Type>(task.w + (r + WRows) * task.rowBytes, unit);
             decodeUnit<Type>(task.w + r * task.rowBytes, unit, values);
             for (int s = 0; s < XRows; ++s)
                 for (int k = 0; k < UnitVectors; ++k)

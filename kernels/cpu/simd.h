@@ -117,6 +117,18 @@ KEEPSIGHT_INLINE Floats broadcastHalf(const std::uint8_t* from) { // the half at
     return broadcast(loadHalf(from));
 #endif
 }
+KEEPSIGHT_INLINE void broadcastHalves(const std::uint8_t* from, Floats& first, Floats& second) { // the half at `from` and the next one
+#if defined(__F16C__) && !defined(__AVX512F__)
+    std::int32_t both;
+    __builtin_memcpy(&both, from, 4);
+    const __m128 x = _mm_cvtph_ps(_mm_cvtsi32_si128(both));
+    first = (Floats)_mm256_broadcastss_ps(x);
+    second = (Floats)_mm256_broadcastss_ps(_mm_movehdup_ps(x));
+#else
+    first = broadcastHalf(from);
+    second = broadcastHalf(from + 2);
+#endif
+}
 KEEPSIGHT_INLINE Floats loadHalves(const std::uint8_t* from) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
