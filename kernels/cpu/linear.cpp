@@ -90,8 +90,10 @@ void linear(const LinearArgs& args) {
     void (*run)(Task, std::int64_t, std::int64_t) = nullptr;
     KEEPSIGHT_FOR_STORED(w.type, Type, run = block<Type>)
 
-    // Pieces of rows that stay in the first cache level between the groups of x rows.
-    const std::int64_t piece = most(4, least(64, 24576 / w.rowBytes / 4 * 4)), pieces = (w.rows + piece - 1) / piece;
+    // Pieces of rows that stay in the first cache level between the groups of x rows, equally many and equally long ones for every thread.
+    const auto shares = [](std::int64_t n, std::int64_t size) { return (n + size - 1) / size; };
+    const std::int64_t threads = omp_get_max_threads(), longest = most(4, least(64, 24576 / w.rowBytes / 4 * 4));
+    const std::int64_t piece = roundUp(shares(w.rows, threads * shares(w.rows, threads * longest)), 4), pieces = shares(w.rows, piece);
 #pragma omp parallel for schedule(static)
     for (std::int64_t p = 0; p < pieces; ++p) {
         const std::int64_t first = p * piece, n = least(piece, w.rows - first);
