@@ -13,7 +13,9 @@ at::Tensor pooledBefore(const at::Tensor& scores, const at::Tensor& lengths, std
 }
 
 at::Tensor snapVotes(const LayerView& view, int window, int kernel, const std::string& pool, const std::string& agg) {
-    return pooledBefore(reduceGroup(view.lastSums(window).div_(window), view.config.kvHeads, agg), view.entries.lengths, window, kernel, pool);
+    LayerView once = view;
+    once.remembered = nullptr; // the window stays as it is while budgets move: no blocks to be put together again
+    return pooledBefore(reduceGroup(once.lastSums(window).div_(window), view.config.kvHeads, agg), view.entries.lengths, window, kernel, pool);
 }
 
 } // namespace keepsight
