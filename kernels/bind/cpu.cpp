@@ -51,9 +51,8 @@ at::Tensor linearCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t 
     const at::Tensor x = xIn.contiguous(), packed = packedIn.contiguous();
     const int64_t count = x.size(0), rows = packed.size(0);
     if (count == 0 || rows == 0) return at::empty({count, rows}, x.options());
-    const bool inFp32 = x.scalar_type() == at::kFloat || !bf16Units;
-    if (inFp32 && count > DirectRows && x.scalar_type() != at::kFloat) return linearCpu(x.to(at::kFloat), packed, weightType, columns, bias).to(x.scalar_type());
-    if (count <= (inFp32 ? DirectRows : DirectRowsBf16)) {
+    const bool bf16 = x.scalar_type() != at::kFloat;
+    if (count <= (bf16 && bf16Units ? DirectRowsBf16 : DirectRows)) {
         at::Tensor y = at::empty({count, rows}, x.options()), biasFloats = bias ? floats(*bias) : at::Tensor();
         onCpu("linear", [&](const CpuKernels& kernels) {
             kernels.linear({matrixOf(packed, weightType, columns), x.const_data_ptr(), y.data_ptr(), elementOf(x), count,
@@ -61,6 +60,7 @@ at::Tensor linearCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t 
         });
         return y;
     }
+    if (bf16 && !bf16Units) return linearCpu(x.to(at::kFloat), packed, weightType, columns, bias).to(x.scalar_type());
     const std::optional<at::Tensor> b = bias ? std::optional<at::Tensor>(bias->to(x.scalar_type())) : std::nullopt;
     const int64_t chunk = std::max<int64_t>(64, ChunkBytes / (columns * x.element_size()));
     if (rows <= chunk) return product(x, weightRows(packed, weightType, columns, 0, rows, x.scalar_type()), b);
@@ -157,17 +157,22 @@ struct AttentionInput { // owns dense copies where a layout is not usable as it 
     }
 };
 
+// The output of what `args` describe, [S, Hq·D], and on the way what is to be collected.
+at::Tensor attend(const char* op, AttentionArgs& args, const at::Tensor& q, const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
+                  const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin, float* logSumExp = nullptr) {
+    at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options());
+    args.out = out.data_ptr();
+    collect(args, columnSum, lastRows, map, rowBegin, rowBin, colBin);
+    onCpu(op, [&](const CpuKernels& kernels) { kernels.attention(args, logSumExp); });
+    return out;
+}
+
 at::Tensor attentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions,
                         const at::Tensor& lengths, const at::Tensor& queryPositions, double scale,
                         const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
                         const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
     AttentionInput input("attention", q, k, &v, positions, lengths, queryPositions, scale);
-    AttentionArgs& args = input.args;
-    at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options());
-    args.out = out.data_ptr();
-    collect(args, columnSum, lastRows, map, rowBegin, rowBin, colBin);
-    onCpu("attention", [&](const CpuKernels& kernels) { kernels.attention(args, nullptr); });
-    return out;
+    return attend("attention", input.args, q, columnSum, lastRows, map, rowBegin, rowBin, colBin);
 }
 
 at::Tensor raggedAttentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& startsIn,
@@ -184,11 +189,7 @@ at::Tensor raggedAttentionCpu(const at::Tensor& q, const at::Tensor& k, const at
     AttentionArgs& args = input.args;
     args.k.starts = args.v.starts = start;
     args.capacity = capacity;
-    at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options());
-    args.out = out.data_ptr();
-    collect(args, columnSum, lastRows, map, rowBegin, rowBin, colBin);
-    onCpu("ragged_attention", [&](const CpuKernels& kernels) { kernels.attention(args, nullptr); });
-    return out;
+    return attend("ragged_attention", args, q, columnSum, lastRows, map, rowBegin, rowBin, colBin);
 }
 
 at::Tensor attentionRowsCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
@@ -207,13 +208,9 @@ std::tuple<at::Tensor, at::Tensor> causalAttentionCpu(const at::Tensor& q, const
                                                       const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
     const at::Tensor positions = at::arange(k.size(1), at::kInt).expand({k.size(0), k.size(1)}), lengths = at::full({k.size(0)}, held, at::kInt);
     AttentionInput input("causal_attention", q, k, &v, positions, lengths, at::arange(held - q.size(1), held, at::kInt), scale);
-    AttentionArgs& args = input.args;
-    at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options()), logSumExp;
+    at::Tensor logSumExp;
     if (q.size(1) > 1) logSumExp = at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat));
-    args.out = out.data_ptr();
-    collect(args, columnSum, lastRows, map, rowBegin, rowBin, colBin);
-    onCpu("causal_attention", [&](const CpuKernels& kernels) { kernels.attention(args, logSumExp.defined() ? logSumExp.data_ptr<float>() : nullptr); });
-    return {out, logSumExp};
+    return {attend("causal_attention", input.args, q, columnSum, lastRows, map, rowBegin, rowBin, colBin, logSumExp.defined() ? logSumExp.data_ptr<float>() : nullptr), logSumExp};
 }
 
 at::Tensor outputChangeCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,

@@ -45,11 +45,12 @@ void packTile(const AttentionArgs& args, const void* output, const float* logSum
     for (std::int64_t r = 0; r < m; ++r) {
         const std::int64_t query = rows.begin + first + r, row = head * rows.count + first + r;
         packRow(at(args.q.data, args.element, head * args.q.head + query * args.q.row), args.element, dim, args.scale, rows.q + (row - r) * dim, m, r, buffer);
-        float square = 0;
-        if (output) packRow(at(output, args.element, (query * args.queryHeads + head) * dim), args.element, dim, 1, rows.o + (row - r) * dim, m, r, buffer);
-        for (std::int64_t d = 0; d < dim && output; ++d)
-            square += buffer[d] * buffer[d];
-        rows.squares[row] = square;
+        rows.squares[row] = 0;
+        if (output) {
+            packRow(at(output, args.element, (query * args.queryHeads + head) * dim), args.element, dim, 1, rows.o + (row - r) * dim, m, r, buffer);
+            for (std::int64_t d = 0; d < dim; ++d)
+                rows.squares[row] += buffer[d] * buffer[d];
+        }
         rows.logSumExp[row] = logSumExp[head * args.queries + query] * Log2E;
         if (head % group == 0) rows.seen[h * rows.count + first + r] = visible(args.positionsOf(h), args.lengths[h], args.queryPositions[query]);
     }
@@ -123,7 +124,7 @@ void outputChange(const OutputChangeArgs& given, const void* output, const float
     const std::int64_t count = least(Together, args.queries), dim = args.dim, heads = args.queryHeads, panels = (args.capacity + Columns - 1) / Columns,
                        spans = (panels + SpanPanels - 1) / SpanPanels, perThread = roundUp(3 * Columns * dim, 16);
     std::memset(given.change, 0, static_cast<std::size_t>(heads * args.capacity) * 4);
-    Buffer<float> q(heads * count * dim), o(heads * count * dim), norms(heads * count), squares(heads * count), scratch(omp_get_max_threads() * perThread);
+    Buffer<float> q(heads * count * dim), o(output ? heads * count * dim : 0), norms(heads * count), squares(heads * count), scratch(omp_get_max_threads() * perThread);
     Buffer<std::int64_t> seen(args.kvHeads * count);
     for (std::int64_t begin = 0; begin < args.queries; begin += Together) {
         const QueryRows rows{begin, least(Together, args.queries - begin), q.data(), o.data(), norms.data(), squares.data(), seen.data()};
