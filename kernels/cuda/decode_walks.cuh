@@ -72,13 +72,16 @@ struct RunningSoftmax {
     }
 };
 
-// Slices of a walk, in `count` slots from `slot` on, put together. shared: [queryHeads, count] float2.
+// Of the block's first warps: those that attend, if others only copy.
+__device__ inline void meet(int warps) { asm volatile("bar.sync 1, %0;" ::"r"(warps * 32) : "memory"); }
+
+// Slices of a walk, in `count` slots from `slot` on, put together by so many warps. shared: [queryHeads, count] float2.
 template <class T, int Dim>
-__device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Walk& w, std::int64_t slot, int count, float2* shared) {
+__device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Walk& w, std::int64_t slot, int count, int warps, float2* shared) {
     constexpr int Together = 10; // loads in flight
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll 1
-    for (int g = static_cast<int>(threadIdx.x) / 32; g < w.queryHeads; g += static_cast<int>(blockDim.x) / 32) {
+    for (int g = static_cast<int>(threadIdx.x) / 32; g < w.queryHeads; g += warps) {
         float2* mine = shared + g * count;
         float top = -FLT_MAX, sum = 0;
 #pragma unroll 1
@@ -103,10 +106,10 @@ __device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Wa
             mine[i].x *= scale;
         if (lane == 0 && s.logSums) s.logSums[w.queryHead + g] = top + log2f(sum);
     }
-    __syncthreads();
+    meet(warps);
     T* out = static_cast<T*>(a.out) + static_cast<std::int64_t>(w.queryHead) * Dim;
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += static_cast<int>(blockDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += warps * 32) {
         const int g = i / (Dim / 2), d = i % (Dim / 2) * 2;
         const float* from = s.outputs + (slot * TileHeads + g) * Dim + d;
         float2 o = make_float2(0, 0);
@@ -130,16 +133,19 @@ __device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Wa
 template <class T, int Dim, int Warps = MaxWarps, int Held = Waiting>
 struct DecodeWalks {
     static constexpr int Outputs = OutputPlace<Dim>::Floats;
+    __host__ __device__ static constexpr int outputFloats(int heads) { return (heads + 1) / 2 * (Outputs / (TileHeads / 2)); }
     const AttentionArgs& a;
     const DecodeScratch& s;
-    int group, parts, warps, block;
-    float* outputs; // [Held, warps, Outputs]; combine() uses the place, too
+    int group, parts, warps, block; // warps: that attend, the block's first
+    float* outputs; // [Held, warps, apart]; combine() uses the place, too
     float2* tops;   // [Held, warps, 8] (max, sum)
     int* last;      // [Held]
     int2* takers;   // [walks] first block, how many
+    int apart = Outputs; // floats from one warp's outputs to the next: fewer will do for few heads
 
-    __host__ __device__ static constexpr int outputBytes(int warps, int blocks) { // of all warps
-        const int all = Held * warps * Outputs * 4, slices = TileHeads * blocks * 8;
+    // Of all warps; heads: at most as many of a walk.
+    __host__ __device__ static constexpr int outputBytes(int warps, int blocks, int heads = TileHeads) {
+        const int all = Held * warps * outputFloats(heads) * 4, slices = heads * blocks * 8;
         return all > slices ? all : slices;
     }
     __device__ void clearEmpty(const int* first, int walks) const { // heads without entries: 0
@@ -156,7 +162,7 @@ struct DecodeWalks {
     __device__ void findTakers(const int* first, int walks, int blocks) const {
         const int tiles = first[walks];
 #pragma unroll 1
-        for (int walk = static_cast<int>(threadIdx.x); walk < walks; walk += static_cast<int>(blockDim.x))
+        for (int walk = static_cast<int>(threadIdx.x); walk < walks; walk += warps * 32)
             if (first[walk] < first[walk + 1]) {
                 const int from = blockOfTile(first[walk], tiles, blocks);
                 takers[walk] = make_int2(from, blockOfTile(first[walk + 1] - 1, tiles, blocks) - from + 1);
@@ -164,16 +170,16 @@ struct DecodeWalks {
     }
     // Adds up the warps' outputs of the walks in hand; whoever is last to add to a walk puts it together.
     __device__ __forceinline__ void finish(const int (&done)[Held], int count) const {
-        __syncthreads();
+        meet(warps);
 #pragma unroll 1
         for (int j = 0; j < count; ++j) {
             const Walk w(group, parts, done[j]);
             const bool whole = takers[done[j]].y == 1;
             const std::int64_t slot = block + done[j];
             const float2* top0 = tops + j * warps * TileHeads;
-            const float* from = outputs + j * warps * Outputs;
+            const float* from = outputs + j * warps * apart;
 #pragma unroll 1
-            for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += static_cast<int>(blockDim.x)) {
+            for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += warps * 32) {
                 const int g = i / (Dim / 2), d = i % (Dim / 2) * 2;
                 float2 part[Warps], x[Warps], o = make_float2(0, 0);
                 float top = -FLT_MAX, sum = 0;
@@ -181,7 +187,7 @@ struct DecodeWalks {
                 for (int k = 0; k < Warps; ++k) {
                     part[k] = k < warps ? top0[k * TileHeads + g] : make_float2(-FLT_MAX, 0);
                     x[k] =
-                        k < warps ? *reinterpret_cast<const float2*>(from + k * Outputs + OutputPlace<Dim>::of(g, d)) : make_float2(0, 0);
+                        k < warps ? *reinterpret_cast<const float2*>(from + k * apart + OutputPlace<Dim>::of(g, d)) : make_float2(0, 0);
                     top = fmaxf(top, part[k].x);
                 }
 #pragma unroll
@@ -202,22 +208,22 @@ struct DecodeWalks {
             }
         }
         __threadfence();
-        __syncthreads();
+        meet(warps);
         if (static_cast<int>(threadIdx.x) < count) {
             const int walk = done[threadIdx.x], slices = takers[walk].y;
             const auto before = static_cast<unsigned>(slices - 1);
             last[threadIdx.x] = slices > 1 && atomicInc(&s.arrived[walk], before) == before; // the last one leaves 0 for the next launch
         }
-        __syncthreads();
+        meet(warps);
 #pragma unroll 1
         for (int j = 0; j < count; ++j)
             if (last[j]) {
                 __threadfence();
                 const int2 taker = takers[done[j]];
-                combine<T, Dim>(a, s, Walk(group, parts, done[j]), taker.x + done[j], taker.y, reinterpret_cast<float2*>(outputs));
-                __syncthreads();
+                combine<T, Dim>(a, s, Walk(group, parts, done[j]), taker.x + done[j], taker.y, warps, reinterpret_cast<float2*>(outputs));
+                meet(warps);
             }
-        __syncthreads(); // shared memory is used again
+        meet(warps); // shared memory is used again
     }
 };
 

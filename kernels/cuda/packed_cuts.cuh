@@ -21,7 +21,7 @@ struct Cuts { // entries of a head before these: exact, then codes
     int keysFirst, keysTail, valuesFirst, valuesTail;
 };
 
-// Of one head, by one thread; returns its units.
+// Of one head, by one thread; returns its units. codeRows, exactRows: powers of 2.
 __device__ inline int cutHead(const PackedAttentionArgs& a, int head, int codeRows, int exactRows, bool byChannel, Cuts& cuts, Segment* segments) {
     const int heads = static_cast<int>(a.attention.kvHeads);
     int k[3], v[3];
@@ -31,18 +31,18 @@ __device__ inline int cutHead(const PackedAttentionArgs& a, int head, int codeRo
     const int n = min(k[0] + k[1] + k[2], v[0] + v[1] + v[2]);
     cuts = {min(k[0], n), min(k[0] + k[1], n), min(v[0], n), min(v[0] + v[1], n)};
     const int low = max(cuts.keysFirst, cuts.valuesFirst), high = min(cuts.keysTail, cuts.valuesTail);
-    const int places[Segments + 1] = {
-        0, min(cuts.keysFirst, cuts.valuesFirst), min(low, high), max(low, high), max(cuts.keysTail, cuts.valuesTail), n};
-    int units = 0;
-#pragma unroll
+    const int places[Segments - 1] = {min(cuts.keysFirst, cuts.valuesFirst), min(low, high), max(low, high), max(cuts.keysTail, cuts.valuesTail)};
+    int units = 0, begin = 0;
+#pragma unroll 1
     for (int i = 0; i < Segments; ++i) {
-        const int begin = places[i], end = places[i + 1];
+        const int end = i == 0 ? places[0] : i == 1 ? places[1] : i == 2 ? places[2] : i == 3 ? places[3] : n; // in registers
         const bool keys = begin >= cuts.keysFirst && begin < cuts.keysTail, values = begin >= cuts.valuesFirst && begin < cuts.valuesTail;
         const int rows = keys && values ? codeRows : exactRows;
-        const int from = keys && byChannel ? begin - (begin - cuts.keysFirst) % rows : begin; // within the groups of tokens
+        const int from = keys && byChannel ? begin - ((begin - cuts.keysFirst) & (rows - 1)) : begin; // within the groups of tokens
         const int origin = from - units * rows;
-        if (begin < end) units += (end - from + rows - 1) / rows;
+        if (begin < end) units += (end - from + rows - 1) >> (__ffs(rows) - 1);
         segments[i] = {units, origin, begin, end};
+        begin = end;
     }
     return units;
 }

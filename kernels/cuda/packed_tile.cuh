@@ -10,10 +10,11 @@
 // block of 32 channels. Values' scales go into the weights P, once for a block of 32 channels; Σ p·zero, and Σ p beside it, is one more
 // product with P.
 //
-// In shared memory 32 bytes of a row stay together; rows and these segments are permuted so that neither keys nor values meet in a bank.
+// In shared memory rows lie as in the cache, so that one copy brings many. Which entries a lane takes is chosen so that rows of 32 bytes do not meet in
+// a bank, and of wider ones as few as can be: permuting their segments costs more than it saves.
 #pragma once
 
-#include "kernels/cuda/tile.cuh"
+#include "kernels/cuda/decode_walks.cuh"
 #include "kernels/packed.h"
 
 namespace keepsight::cuda {
@@ -41,33 +42,16 @@ struct CodeTile {
     static constexpr bool Narrow = Row < 32; // a plane is 16 channels, half a block
     static constexpr unsigned Mask = ((1u << Bits) - 1) * 0x10001u;
 
-    __device__ static int place(int r) { return r ^ (r >> 2); } // of entry(r) among 8
-    __device__ static int swizzle(int place, int segment) {
-        return Segments < 4 ? segment ^ (Segments == 2 ? place / 2 % 2 : 0) : segment ^ place % 4;
-    }
-    // Where the 16 bytes that a lane copies in step `i` of a unit go; the steps follow each other in the source.
-    __device__ static int target(int i) {
-        constexpr int Chunks = Row / 16;
-        const int lane = static_cast<int>(threadIdx.x) % 32, row = i * (32 / Chunks) + lane / Chunks, chunk = lane % Chunks,
-                  at = place(Tile<__half, Dim>::entry(row % 8)); // entry() is its own inverse
-        return (row / 8 * 8 + at) * Row + swizzle(at, chunk / 2) * 32 + chunk % 2 * 16;
-    }
-    static constexpr int Steps = Bytes / 512;
-    // A whole unit. from: the lane's first 16 bytes.
-    __device__ static void copy(unsigned to, const std::uint8_t* from) {
-#pragma unroll
-        for (int i = 0; i < Steps; ++i)
-            copyAsync(to + target(i), from + i * 512);
-    }
-    // Rows low … high − 1 of a unit, those before as row low. head: the codes; row 0 is that of entry `begin`.
+
+    // Entry of row r of the matrices, among 8: of the rows r = 0 … 3, 4 … 7, of the even and of the odd ones, each time one ends in 0, one in 1, 2 and 3 modulo 4.
+    __device__ static int entry(int r) { return static_cast<int>(0x53427160u >> (4 * r) & 7); }
+    // Rows low … high − 1 of a unit. head: the codes; row 0 is that of entry `begin`.
     __device__ static void copy(unsigned to, const std::uint8_t* head, int begin, int low, int high) {
         constexpr int Chunks = Row / 16;
-        const int lane = static_cast<int>(threadIdx.x) % 32;
+        const std::uint8_t* from = head + static_cast<std::int64_t>(begin) * Row;
 #pragma unroll 1
-        for (int i = 0; i < Steps; ++i) {
-            const int row = i * (32 / Chunks) + lane / Chunks;
-            if (row < high) copyAsync(to + target(i), head + static_cast<std::int64_t>(begin + max(row, low)) * Row + lane % Chunks * 16);
-        }
+        for (int i = low * Chunks + static_cast<int>(threadIdx.x) % 32; i < high * Chunks; i += 32)
+            copyAsync(to + static_cast<unsigned>(i * 16), from + i * 16);
     }
 };
 
@@ -112,8 +96,7 @@ struct PackedQueries {
     // the most. By token: sums of 128 stay so.
     static constexpr int Top = !ByChannel ? 6 : Bits == 8 ? 5 : Bits == 4 ? 1 : -1;
     static constexpr int StoredBytes = ByChannel ? Blocks * 512 : 0;
-    char*
-        stored; // by channel: of head r, over 2^e, channels of(block, i) and the next; [Blocks, 32 lanes, 4], of the warp in shared memory
+    char* stored; // by channel: of head r, over 2^e, channels of(block, i) and the next; [Blocks, 32 lanes, 4], of the block in shared memory
     unsigned woven[Blocks][4];       // woven, times 2^(−b·j). By token: over 2^e; by channel: times the scales of the unit
     unsigned sums[2];                // by token: of the queries of each group, in two fp16 terms, as a matrix of 16 groups
     float up, scales[2], offsets[2]; // 2^e of head r, and of heads 2c, 2c + 1; by channel: of the unit, Σ q·zero
@@ -155,8 +138,8 @@ struct PackedQueries {
     __device__ void expect(const T* q, std::int64_t stride, int heads) const {
         if (r < heads && c < Dim / 32) asm volatile("prefetch.global.L1 [%0];" ::"l"(q + r * stride + c * 32));
     }
-    // Heads ≥ `heads` count as 0. groups: of keys by token.
-    __device__ void use(const T* q, std::int64_t stride, int heads, int groups) {
+    // By all warps that attend. Heads ≥ `heads` count as 0. groups: of keys by token.
+    __device__ void use(const T* q, std::int64_t stride, int heads, int groups, int warps) {
         unsigned exact[Blocks][4] = {};
         if (r < heads) readRow(exact, q + r * stride);
         float most = 0;
@@ -187,9 +170,11 @@ struct PackedQueries {
             }
         }
         if constexpr (ByChannel) {
+            if (threadIdx.x < 32) // the same in all warps
 #pragma unroll
-            for (int x = 0; x < Blocks; ++x)
-                *storedAt(x) = make_uint4(plain[x][0], plain[x][1], plain[x][2], plain[x][3]); // read by the same lane only
+                for (int x = 0; x < Blocks; ++x)
+                    *storedAt(x) = make_uint4(plain[x][0], plain[x][1], plain[x][2], plain[x][3]);
+            meet(warps);
         } else {
             weave(woven, plain);
             float mine[2] = {}; // of groups 2c and 2c + 1
@@ -237,7 +222,7 @@ struct PackedQueries {
         constexpr int Chains = ByChannel ? 2 : Blocks;
         float sum[Chains][4] = {};
         if constexpr (ByChannel) sum[0][0] = sum[0][2] = offsets[0], sum[0][1] = sum[0][3] = offsets[1];
-        const int at = Codes::place(r);
+        const int at = Codes::entry(r);
         const char* row = tile + at * Codes::Row;
 #pragma unroll
         for (int b = 0; b < (Codes::Narrow ? 1 : Codes::Segments); ++b) {
@@ -248,7 +233,7 @@ struct PackedQueries {
                 if constexpr (Codes::Narrow) {
                     word[i][0] = *reinterpret_cast<const unsigned*>(from + c * 4);
                 } else {
-                    const uint2 x = *reinterpret_cast<const uint2*>(from + Codes::swizzle(at, b) * 32 + c * 8);
+                    const uint2 x = *reinterpret_cast<const uint2*>(from + b * 32 + c * 8);
                     word[i][0] = x.x, word[i][1] = x.y;
                 }
             }
@@ -267,7 +252,7 @@ struct PackedQueries {
             for (int i = 0; i < 4; ++i)
                 s[i] = sum[0][i] + sum[1][i];
         } else {
-            const int e = Tile<__half, Dim>::entry(r), rowBytes = groups * 2;
+            const int e = at, rowBytes = groups * 2;
             float zeros[4] = {};
             unsigned z[2] = {}; // groups 2c and 2c + 1 of both entries
             if (2 * c < groups)
@@ -304,7 +289,7 @@ struct PackedQueries {
     }
     // q·k of ExactRows exact entries, and of as many that are not there.
     __device__ void dotExact(const char* tile, float (&s)[4]) const {
-        const int e = Tile<T, Dim>::entry(r);
+        const int e = Codes::entry(r);
         float other[4] = {};
         s[0] = s[1] = s[2] = s[3] = 0;
 #pragma unroll
@@ -313,12 +298,11 @@ struct PackedQueries {
             if constexpr (Codes::Narrow) {
 #pragma unroll
                 for (int i = 0; i < 4; i += 2) {
-                    const char* chunk = tile + (e * Tile<T, Dim>::Pitch + (of(x, i) / 8 ^ e)) * 16 + of(x, i) % 8 * 2;
-                    const uint2 a = *reinterpret_cast<const uint2*>(chunk);
+                    const uint2 a = *reinterpret_cast<const uint2*>(tile + (e * Dim + of(x, i)) * 2);
                     k[i] = a.x, k[i + 1] = a.y;
                 }
             } else {
-                const uint4 a = Tile<T, Dim>::chunk(tile, e, 4 * x + c);
+                const uint4 a = *reinterpret_cast<const uint4*>(tile + (e * Dim + of(x, 0)) * 2);
                 k[0] = a.x, k[1] = a.y, k[2] = a.z, k[3] = a.w;
             }
             multiplyAdd<T>(s, k[0], 0, k[1], 0, exact(x, 0), exact(x, 1));
@@ -336,11 +320,13 @@ template <class T, int Dim, int Bits>
 struct PackedOutputs {
     using Codes = CodeTile<Dim, Bits>;
     static constexpr int Blocks = Codes::Blocks, WeightTop = 10, WeightLimit = 14;
+    static constexpr int Room = 16 - WeightLimit; // scales · 2^up < 2^Room
     static constexpr unsigned One = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
     float sums[Blocks][2][4]; // channels of(block, half), the next; heads 2c, 2c + 1. While `coded`: over codeUnit()
     float zeros[4];           // row r, heads 2c and 2c + 1: Σ p·zero of group r; row 8: Σ p
     bool coded;
-    int up; // scales count 2^up times
+    int up;         // scales count 2^up times,
+    unsigned limit; // and do so as long as this, added to a pair of them, sets no highest bit: below 2^(Room − up). Never while exact
     int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
 
     __device__ int of(int block, int half) const { return block * 32 + (Codes::Narrow ? half * 16 + r * 2 : r * 4 + half * 2); }
@@ -350,6 +336,7 @@ struct PackedOutputs {
             sums[i / 8][i / 4 % 2][i % 4] = 0;
         zeros[0] = zeros[1] = zeros[2] = zeros[3] = 0;
         coded = false, up = 0;
+        become(false);
     }
     __device__ void shrink(float shrink0, float shrink1) {
 #pragma unroll
@@ -359,6 +346,7 @@ struct PackedOutputs {
     }
     // From sums of exact values to those of codes, or back.
     __device__ void become(bool codes) {
+        limit = codes ? static_cast<unsigned>(0x8000 - (15 + Room - up << 10)) * 0x10001u : 0x80008000u;
         if (coded == codes) return;
         coded = codes;
 #pragma unroll
@@ -372,8 +360,16 @@ struct PackedOutputs {
                     sums[x][h][i] *= by;
             }
     }
-    // Before a unit of codes: no product of a weight and a scale may pass fp16's range, nor should it lie needlessly low in it. A lane
-    // looks at the scales of one entry.
+    // Whether all rows of a unit can be added as things are: no product of a weight and a scale may pass fp16's range. A lane looks at one entry.
+    __device__ __forceinline__ bool takes(const char* scale, int groups) const {
+        const TokenRow<Blocks> row(scale + static_cast<int>(threadIdx.x) % 32 * groups * 2, groups);
+        unsigned over = 0;
+#pragma unroll
+        for (int i = 0; i < Blocks / 2; ++i)
+            over |= (row.words[i] & 0x7fff7fff) + limit;
+        return !__any_sync(EveryLane, over & 0x80008000u);
+    }
+    // Sees to it, for rows low … high − 1; nor should products lie needlessly low in the range.
     __device__ void prepare(const char* scale, int groups, int low, int high) {
         const int lane = static_cast<int>(threadIdx.x) % 32;
         unsigned most = 0;
@@ -383,7 +379,6 @@ struct PackedOutputs {
             for (int i = 0; i < Blocks / 2; ++i)
                 most = max(most, max(row.words[i] & 0x7fff, row.words[i] >> 16 & 0x7fff));
         }
-        constexpr int Room = 16 - WeightLimit; // scales · 2^up < 2^Room
         const bool fits = static_cast<int>(most >> 10) - 15 + up < Room;
         if (coded && __all_sync(EveryLane, fits)) return;
         most = __reduce_max_sync(EveryLane, most);
@@ -397,11 +392,11 @@ struct PackedOutputs {
                                         int high) {
         const unsigned early = packed<__half>(p[0], p[1]), late = packed<__half>(p[2], p[3]);
         const unsigned p0 = transposed8x8(early), p1 = transposed8x8(late);
-        const int rowBytes = groups * 2, group = min(r, groups - 1);
+        const int rowBytes = groups * 2, group = min(r, groups - 1), at0 = Codes::entry(2 * c), at1 = Codes::entry(2 * c + 1);
         unsigned scales[Blocks][2], z[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int e0 = Tile<T, Dim>::entry(2 * c) + 8 * i, e1 = Tile<T, Dim>::entry(2 * c + 1) + 8 * i;
+            const int e0 = at0 + 8 * i, e1 = at1 + 8 * i;
             const TokenRow<Blocks> s0(scale + e0 * rowBytes, groups), s1(scale + e1 * rowBytes, groups);
             const unsigned z0 = *reinterpret_cast<const unsigned short*>(zero + e0 * rowBytes + group * 2),
                            z1 = *reinterpret_cast<const unsigned short*>(zero + e1 * rowBytes + group * 2);
@@ -429,7 +424,6 @@ struct PackedOutputs {
         for (int x = 0; x < Blocks; ++x)
             scales[x][0] = multiplied(scales[x][0], p0), scales[x][1] = multiplied(scales[x][1], p1);
 
-        const int at0 = Codes::place(2 * c), at1 = Codes::place(2 * c + 1);
 #pragma unroll
         for (int b = 0; b < (Codes::Narrow ? 1 : Codes::Segments); ++b) {
             unsigned word[4];
@@ -440,7 +434,7 @@ struct PackedOutputs {
                 if constexpr (Codes::Narrow)
                     word[i] = *reinterpret_cast<const unsigned short*>(row + r * 2);
                 else
-                    word[i] = *reinterpret_cast<const unsigned*>(row + Codes::swizzle(at, b) * 32 + r * 4);
+                    word[i] = *reinterpret_cast<const unsigned*>(row + b * 32 + r * 4);
             }
 #pragma unroll
             for (int h = 0; h < (Codes::Narrow ? 1 : 2); ++h) {
@@ -458,6 +452,7 @@ struct PackedOutputs {
     }
     // p: of ExactRows entries as in S, and 0 for as many that are not there.
     __device__ void addExact(const char* tile, const float (&p)[4]) {
+        become(false);
         const unsigned p0 = transposed8x8(packed<T>(p[0], p[1]));
         multiplyAdd<T>(zeros, 0, r == 0 ? One : 0, 0, 0, p0, 0);
 #pragma unroll
@@ -467,8 +462,7 @@ struct PackedOutputs {
                 unsigned word[2];
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
-                    const int e = Tile<T, Dim>::entry(2 * c + i), d = of(x, h);
-                    word[i] = *reinterpret_cast<const unsigned*>(tile + (e * Tile<T, Dim>::Pitch + (d / 8 ^ e)) * 16 + d % 8 * 2);
+                    word[i] = *reinterpret_cast<const unsigned*>(tile + (Codes::entry(2 * c + i) * Dim + of(x, h)) * 2);
                 }
                 multiplyAdd<T>(sums[x][h], __byte_perm(word[0], word[1], 0x5410), __byte_perm(word[0], word[1], 0x7632), 0, 0, p0, 0);
             }

@@ -1,5 +1,7 @@
-// What a group of four warps and the copy engine of compute capability 9.0a do: products of 64 × 64, copies of whole tiles, barriers in shared memory.
+// What a group of four warps and the copy engine of compute capability 9.0a do: products of 64 × 64, copies of whole tiles.
 #pragma once
+
+#include "kernels/cuda/barrier.cuh"
 
 #include <cuda.h>
 #include <cuda_bf16.h>
@@ -11,8 +13,6 @@
 
 namespace keepsight::cuda {
 
-__device__ inline std::uint32_t sharedPlace(const void* p) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(p)); }
-
 // Registers of each thread, moved between groups of four warps.
 template <int Count> __device__ inline void giveRegisters() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count)); }
 template <int Count> __device__ inline void takeRegisters() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count)); }
@@ -20,24 +20,6 @@ template <int Count> __device__ inline void takeRegisters() { asm volatile("setm
 // Turns of groups of four warps: a group waits until the one before has given it its turn.
 __device__ inline void awaitTurn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(group + 1) : "memory"); }
 __device__ inline void giveTurn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(group + 1) : "memory"); }
-
-// Barriers in shared memory.
-__device__ inline void initBarrier(std::uint64_t* barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(sharedPlace(barrier)), "r"(arrivals) : "memory");
-}
-__device__ inline void arrive(std::uint64_t* barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(sharedPlace(barrier)) : "memory"); }
-__device__ inline void arriveExpecting(std::uint64_t* barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(sharedPlace(barrier)), "r"(bytes) : "memory");
-}
-__device__ inline void waitFor(std::uint64_t* barrier, unsigned phase) {
-    unsigned done;
-    do
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(done)
-                     : "r"(sharedPlace(barrier)), "r"(phase)
-                     : "memory");
-    while (!done);
-}
 
 // A box of 64 rows of 128 bytes from column and row of a head; word w of row r lies at w ^ (r % 8), places on 1024 bytes.
 __device__ inline void copyTile(void* to, const CUtensorMap& from, std::uint64_t* barrier, int column, int row, int head) {
