@@ -194,11 +194,15 @@ private Q_SLOTS:
             result.compare(l, choice.selections[static_cast<std::size_t>(l)], composed ? at::Tensor() : scores, composed ? Plan{} : plan);
         }
         QVERIFY2(result.failure.isEmpty(), qPrintable(result.failure));
-        const QString where = QString("%1 of %2 sets differ, %3 of them beyond layer 0").arg(result.unequal).arg(sets).arg(result.beyondTheFirstLayer);
+        const QString where = QString("%1 of %2 sets differ, %3 of them beyond layer 0, by %4 entries where they were recorded whole")
+                                  .arg(result.unequal).arg(sets).arg(result.beyondTheFirstLayer).arg(result.entries);
         if (result.unequal) qInfo("%s", qPrintable(where));
         // Ranks within LagKV's partitions tie between partitions by their very nature; compose hands its entries on in the order of nearly equal scores,
-        // and its second policy pools over neighbours in that order (order=text, which does not, is in compose_test).
-        QVERIFY2(expected["spec"] == "lagkv" || result.unequal * (composed ? 5 : 20) <= sets, qPrintable(where));
+        // and its second policy pools over neighbours in that order (order=text, which does not, is in compose_test): two that trade places there move
+        // a few entries of many sets, more or fewer by the processor's order of sums.
+        QVERIFY2(expected["spec"] == "lagkv" || result.unequal * (composed ? 2 : 20) <= sets, qPrintable(where));
+        const double kept = sets * (1 - expected["compression_ratio"].get<double>()) * prefix;
+        QVERIFY2(!composed || result.entries <= 0.005 * kept, qPrintable(where));
     }
 
     void suffixPerplexityEqualsKvpress_data() {
