@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <exception>
 #include <functional>
@@ -47,6 +48,37 @@ void sayWhatGaveWay(const Protect& wanted, const Protect& got, std::int32_t keep
                   std::to_string(got.recent) + " of " + std::to_string(wanted.recent) + " recent tokens";
 }
 
+// Calls f for every head, in parallel where there is much to do.
+template <class F>
+void forHeads(const std::vector<std::int32_t>& held, const F& f) {
+    const auto heads = static_cast<std::int64_t>(held.size());
+    [[maybe_unused]] const bool large = std::accumulate(held.begin(), held.end(), std::int64_t{0}) > 1 << 15;
+    std::exception_ptr failed; // nothing may leave a parallel region
+#pragma omp parallel for schedule(static) if (large)
+    for (std::int64_t h = 0; h < heads; ++h) {
+        try {
+            f(static_cast<std::size_t>(h));
+        } catch (...) {
+#pragma omp critical
+            failed = std::current_exception();
+        }
+    }
+    if (failed) std::rethrow_exception(failed);
+}
+
+// Calls f(i), ascending, for the `count` best of the values, 1 … all of them.
+template <class F>
+void forBest(const std::vector<float>& values, std::int32_t count, const F& f) {
+    // The count-th best value parts them; of those equal to it the newest stay. No sort: one more pass finds them in order.
+    std::vector<float> ranked = values;
+    std::nth_element(ranked.begin(), ranked.begin() + (count - 1), ranked.end(), std::greater<>());
+    const float cutoff = ranked[static_cast<std::size_t>(count - 1)];
+    const auto above = std::ranges::count_if(values, [&](float v) { return v > cutoff; });
+    auto spare = std::ranges::count(values, cutoff) - (count - above); // older ones that are equal and go
+    for (std::size_t i = 0; i < values.size(); ++i)
+        if (values[i] > cutoff || (values[i] == cutoff && spare-- <= 0)) f(i);
+}
+
 // Appends the `keep` entries that stay of [begin, end), ascending.
 void selectRange(const Scores& scores, std::size_t head, std::int32_t begin, std::int32_t end, std::int32_t keep, const Protect& protect,
                  std::vector<std::int32_t>& kept, std::string* notice) {
@@ -62,17 +94,10 @@ void selectRange(const Scores& scores, std::size_t head, std::int32_t begin, std
     if (chosen > 0 && !scores.defined()) {
         for (std::int32_t i = last - chosen; i < last; ++i) kept.push_back(i);
     } else if (chosen > 0) {
-        // The chosen-th best value parts them; of those equal to it the newest stay. No sort: one more pass finds them in order.
         std::vector<float> values;
         values.reserve(static_cast<std::size_t>(last - begin));
         for (std::int32_t i = begin + p.sinks; i < last; ++i) values.push_back(scores.at(head, i).score);
-        std::vector<float> ranked = values;
-        std::nth_element(ranked.begin(), ranked.begin() + (chosen - 1), ranked.end(), std::greater<>());
-        const float cutoff = ranked[static_cast<std::size_t>(chosen - 1)];
-        const auto above = std::ranges::count_if(values, [&](float v) { return v > cutoff; });
-        auto spare = std::ranges::count(values, cutoff) - (chosen - above); // older ones that are equal and go
-        for (std::size_t i = 0; i < values.size(); ++i)
-            if (values[i] > cutoff || (values[i] == cutoff && spare-- <= 0)) kept.push_back(begin + p.sinks + static_cast<std::int32_t>(i));
+        forBest(values, chosen, [&](std::size_t i) { kept.push_back(begin + p.sinks + static_cast<std::int32_t>(i)); });
     }
     for (std::int32_t i = last; i < end; ++i) kept.push_back(i);
 }
@@ -92,31 +117,99 @@ void selectHead(const Scores& scores, std::size_t head, std::int32_t held, const
     }
 }
 
+// Of a head, with what others are weighed against.
+struct OpenHead {
+    Protect safe;
+    std::vector<float> values; // of the entries between those that are safe
+    std::vector<char> stays;
+    static constexpr std::size_t Bins = 4096;
+    std::vector<std::int64_t> bins; // how many that do not stay so far have each beginning of a rank
+
+    // Ascends as the numbers do.
+    static std::uint32_t rank(float x) {
+        const auto bits = std::bit_cast<std::uint32_t>(x + 0.0f); // −0 becomes 0
+        return bits >> 31 ? ~bits : bits | 1u << 31;
+    }
+    static std::size_t bin(float x) { return rank(x) / (~0u / Bins + 1); }
+};
+
+// The number-th best (1 …) of all values that do not stay so far. Heads have counted theirs: only those of one bin have to be ranked.
+float cutoffOf(const std::vector<OpenHead>& heads, std::int64_t number) {
+    std::size_t bin = OpenHead::Bins;
+    std::int64_t before = 0, here = 0;
+    do {
+        before += here, here = 0;
+        --bin;
+        for (const OpenHead& head : heads) here += head.bins[bin];
+    } while (before + here < number);
+    std::vector<float> ranked;
+    ranked.reserve(static_cast<std::size_t>(here));
+    for (const OpenHead& head : heads)
+        if (head.bins[bin] > 0)
+            for (std::size_t i = 0; i < head.values.size(); ++i)
+                if (!head.stays[i] && OpenHead::bin(head.values[i]) == bin) ranked.push_back(head.values[i]);
+    const auto cutoff = ranked.begin() + (number - before - 1);
+    std::nth_element(ranked.begin(), cutoff, ranked.end(), std::greater<>());
+    return *cutoff;
+}
+
 // AdaKV: every head is sure of its protected entries and the best of its floor; the rest of keep × heads goes to the best of all heads.
 Selection selectAdaptive(const Scores& scores, const std::vector<std::int32_t>& held, const Plan& plan, std::string* notice) {
+    const std::int32_t keep = std::max(1, plan.keep), floorOf = static_cast<std::int32_t>(keep * plan.adaptiveFloor);
+    std::vector<OpenHead> heads(held.size());
+    std::vector<std::int64_t> taken(held.size());
+    for (std::size_t h = 0; h < held.size(); ++h) {
+        heads[h].safe = affordable(plan.protect, keep, held[h]);
+        sayWhatGaveWay(plan.protect, heads[h].safe, keep, notice);
+    }
+    forHeads(held, [&](std::size_t h) {
+        OpenHead& head = heads[h];
+        const Protect& p = head.safe;
+        head.values.reserve(static_cast<std::size_t>(held[h]));
+        for (std::int32_t i = p.sinks; i < held[h] - p.recent; ++i) head.values.push_back(scores.at(h, i).score);
+        head.stays.assign(head.values.size(), 0);
+        const auto sure = std::clamp<std::int32_t>(floorOf - p.sinks - p.recent, 0, static_cast<std::int32_t>(head.values.size()));
+        if (sure > 0) forBest(head.values, sure, [&](std::size_t i) { head.stays[i] = 1; });
+        head.bins.assign(OpenHead::Bins, 0);
+        for (std::size_t i = 0; i < head.values.size(); ++i) head.bins[OpenHead::bin(head.values[i])] += !head.stays[i];
+        taken[h] = p.sinks + p.recent + sure;
+    });
+    std::int64_t left = static_cast<std::int64_t>(keep) * static_cast<std::int64_t>(held.size()), open = 0;
+    for (std::size_t h = 0; h < held.size(); ++h) left -= taken[h], open += held[h] - taken[h];
+    if (left >= open) {
+        for (OpenHead& head : heads) head.stays.assign(head.values.size(), 1);
+    } else if (left > 0) {
+        const float cutoff = cutoffOf(heads, left);
+        std::vector<std::vector<Candidate>> equals(held.size());
+        forHeads(held, [&](std::size_t h) {
+            OpenHead& head = heads[h];
+            taken[h] = 0;
+            for (std::size_t i = 0; i < head.values.size(); ++i) {
+                if (head.stays[i]) continue;
+                if (head.values[i] > cutoff)
+                    head.stays[i] = 1, ++taken[h];
+                else if (head.values[i] == cutoff)
+                    equals[h].push_back({cutoff, head.safe.sinks + static_cast<std::int32_t>(i), static_cast<std::int32_t>(h)});
+            }
+        });
+        left -= std::accumulate(taken.begin(), taken.end(), std::int64_t{0});
+        std::vector<Candidate> ties;
+        for (const auto& of : equals) ties.insert(ties.end(), of.begin(), of.end());
+        std::partial_sort(ties.begin(), ties.begin() + left, ties.end(), better);
+        for (std::int64_t i = 0; i < left; ++i) {
+            const Candidate& c = ties[static_cast<std::size_t>(i)];
+            OpenHead& head = heads[static_cast<std::size_t>(c.head)];
+            head.stays[static_cast<std::size_t>(c.index - head.safe.sinks)] = 1;
+        }
+    }
     Selection out;
     out.keep.resize(held.size());
-    const std::int32_t keep = std::max(1, plan.keep), floorOf = static_cast<std::int32_t>(keep * plan.adaptiveFloor);
-    std::int64_t left = static_cast<std::int64_t>(keep) * static_cast<std::int64_t>(held.size());
-    std::vector<Candidate> open;
-    for (std::size_t h = 0; h < held.size(); ++h) {
-        const Protect p = affordable(plan.protect, keep, held[h]);
-        sayWhatGaveWay(plan.protect, p, keep, notice);
-        std::vector<std::int32_t>& kept = out.keep[h];
-        for (std::int32_t i = 0; i < p.sinks; ++i) kept.push_back(i);
-        for (std::int32_t i = held[h] - p.recent; i < held[h]; ++i) kept.push_back(i);
-        std::vector<Candidate> candidates;
-        for (std::int32_t i = p.sinks; i < held[h] - p.recent; ++i) candidates.push_back(scores.at(h, i));
-        const auto sure = static_cast<std::ptrdiff_t>(std::clamp<std::int64_t>(floorOf - static_cast<std::int64_t>(kept.size()), 0, static_cast<std::int64_t>(candidates.size())));
-        if (sure > 0) std::nth_element(candidates.begin(), candidates.begin() + (sure - 1), candidates.end(), better);
-        for (std::ptrdiff_t i = 0; i < sure; ++i) kept.push_back(candidates[static_cast<std::size_t>(i)].index);
-        open.insert(open.end(), candidates.begin() + sure, candidates.end());
-        left -= static_cast<std::int64_t>(kept.size());
-    }
-    const auto taken = static_cast<std::ptrdiff_t>(std::clamp<std::int64_t>(left, 0, static_cast<std::int64_t>(open.size())));
-    if (taken > 0 && taken < static_cast<std::ptrdiff_t>(open.size())) std::nth_element(open.begin(), open.begin() + (taken - 1), open.end(), better);
-    for (std::ptrdiff_t i = 0; i < taken; ++i) out.keep[static_cast<std::size_t>(open[static_cast<std::size_t>(i)].head)].push_back(open[static_cast<std::size_t>(i)].index);
-    for (auto& kept : out.keep) std::sort(kept.begin(), kept.end());
+    forHeads(held, [&](std::size_t h) {
+        const OpenHead& head = heads[h];
+        const auto between = static_cast<std::int32_t>(head.values.size());
+        for (std::int32_t i = 0; i < held[h]; ++i)
+            if (const std::int32_t at = i - head.safe.sinks; at < 0 || at >= between || head.stays[static_cast<std::size_t>(at)]) out.keep[h].push_back(i);
+    });
     return out;
 }
 
@@ -127,21 +220,8 @@ Selection select(const at::Tensor& tensor, const std::vector<std::int32_t>& held
     if (plan.adaptive) return selectAdaptive(scores, held, plan, notice);
     Selection out;
     out.keep.resize(held.size());
-    const auto heads = static_cast<std::int64_t>(held.size());
-    [[maybe_unused]] const bool large = std::accumulate(held.begin(), held.end(), std::int64_t{0}) > 1 << 15;
     std::vector<std::string> notices(held.size());
-    std::exception_ptr failed; // nothing may leave a parallel region
-#pragma omp parallel for schedule(static) if (large)
-    for (std::int64_t number = 0; number < heads; ++number) {
-        try {
-            const auto h = static_cast<std::size_t>(number);
-            selectHead(scores, h, held[h], plan, out.keep[h], notice ? &notices[h] : nullptr);
-        } catch (...) {
-#pragma omp critical
-            failed = std::current_exception();
-        }
-    }
-    if (failed) std::rethrow_exception(failed);
+    forHeads(held, [&](std::size_t h) { selectHead(scores, h, held[h], plan, out.keep[h], notice ? &notices[h] : nullptr); });
     for (std::string& said : notices)
         if (!said.empty()) *notice = std::move(said);
     return out;

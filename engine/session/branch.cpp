@@ -39,14 +39,14 @@ std::vector<Branch::Eviction> leftOut(LayerIndex layer, const CacheLayer& entrie
     return out;
 }
 
+// Rows of one head lie behind each other.
 at::Tensor gatherStatistic(const at::Tensor& statistic, const Selection& selection, std::int64_t capacity) {
-    const std::int64_t rows = statistic.size(0), group = rows / static_cast<std::int64_t>(selection.keep.size());
+    const std::int64_t rows = statistic.size(0), heads = static_cast<std::int64_t>(selection.keep.size()), most = longest(sizesOf(selection.keep));
+    at::Tensor index = at::full({heads, most}, -1, at::kLong);
+    for (std::int64_t h = 0; h < heads; ++h) std::ranges::copy(selection.keep[static_cast<std::size_t>(h)], index.data_ptr<std::int64_t>() + h * most);
+    index = index.to(statistic.device()).repeat_interleave(rows / heads, 0);
     at::Tensor out = at::zeros({rows, capacity}, statistic.options());
-    for (std::int64_t r = 0; r < rows; ++r) {
-        const std::vector<std::int32_t>& keep = selection.keep[static_cast<std::size_t>(r / group)];
-        const at::Tensor index = at::tensor(at::IntArrayRef(std::vector<std::int64_t>(keep.begin(), keep.end())), at::kLong).to(statistic.device());
-        out[r].narrow(0, 0, static_cast<std::int64_t>(keep.size())).copy_(statistic[r].index_select(0, index));
-    }
+    out.narrow(1, 0, most).copy_(statistic.gather(1, index.clamp_min(0)).masked_fill_(index < 0, 0));
     return out;
 }
 

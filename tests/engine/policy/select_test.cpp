@@ -4,7 +4,9 @@
 
 #include <ATen/ATen.h>
 #include <QtTest>
+#include <cmath>
 #include <limits>
+#include <tuple>
 
 using namespace keepsight;
 
@@ -38,6 +40,63 @@ private Q_SLOTS:
         const Selection s = select({}, {3, 6}, {.keep = 4, .protect = {.sinks = 1}});
         QCOMPARE(s.keep[0], (std::vector<std::int32_t>{0, 1, 2}));
         QCOMPARE(s.keep[1], (std::vector<std::int32_t>{0, 3, 4, 5}));
+    }
+    // AdaKV's choice against one that sorts: the sure ones of each head, then the best of all.
+    void sharesAmongHeadsAsASortWould_data() {
+        QTest::addColumn<int>("longest");
+        QTest::addColumn<int>("keep");
+        QTest::addColumn<double>("floor");
+        QTest::addColumn<int>("values"); // different ones; 0: many
+        for (const int longest : {9, 300, 9000}) // the last in parallel
+            for (const double part : {0.1, 0.6, 0.97, 1.5})
+                for (const double floor : {0.0, 0.2, 1.0})
+                    for (const int values : {0, 5}) QTest::addRow("%d, keeps %g, floor %g, %d values", longest, part, floor, values) << longest << static_cast<int>(part * longest) << floor << values;
+    }
+    void sharesAmongHeadsAsASortWould() {
+        QFETCH(int, longest);
+        QFETCH(int, keep);
+        QFETCH(double, floor);
+        QFETCH(int, values);
+        constexpr std::int32_t Heads = 5;
+        at::manual_seed(longest + values);
+        at::Tensor scores = values ? at::randint(-2, values - 2, {Heads, longest}).to(at::kFloat) * (at::randint(0, 2, {Heads, longest}) * 2 - 1) : at::randn({Heads, longest}).exp(); // zeros of either sign
+        scores[1][longest / 2] = NAN, scores[2][longest / 3] = INFINITY, scores[3][longest / 4] = -INFINITY;
+        const std::vector<std::int32_t> held{longest, longest - 1, longest / 2, longest, longest - 3};
+        const Plan plan{.keep = keep, .protect = {.sinks = 1, .recent = 2}, .adaptive = true, .adaptiveFloor = floor};
+        const Selection found = select(scores, held, plan);
+
+        const auto rows = scores.accessor<float, 2>();
+        using Entry = std::tuple<float, std::int32_t, std::int32_t>; // score, index, −head: the largest first
+        std::vector<std::vector<std::int32_t>> expected(Heads);
+        std::vector<Entry> open;
+        std::int64_t left = std::int64_t{std::max(1, keep)} * Heads;
+        for (std::int32_t h = 0; h < Heads; ++h) {
+            const auto i = static_cast<std::size_t>(h);
+            const Protect safe = affordable(plan.protect, std::min(std::max(1, keep), held[i]));
+            std::vector<Entry> mine;
+            for (std::int32_t e = 0; e < held[i]; ++e) {
+                const float s = rows[h][e];
+                if (e < safe.sinks || e >= held[i] - safe.recent)
+                    expected[i].push_back(e);
+                else
+                    mine.emplace_back(std::isnan(s) ? -INFINITY : s, e, -h);
+            }
+            std::ranges::sort(mine, std::greater<>());
+            const auto sure = std::min(mine.size(), static_cast<std::size_t>(std::max(0, static_cast<int>(std::max(1, keep) * floor) - static_cast<int>(expected[i].size()))));
+            for (std::size_t n = 0; n < mine.size(); ++n)
+                if (n < sure)
+                    expected[i].push_back(std::get<1>(mine[n]));
+                else
+                    open.push_back(mine[n]);
+            left -= static_cast<std::int64_t>(expected[i].size());
+        }
+        std::ranges::sort(open, std::greater<>());
+        for (std::int64_t n = 0; n < std::min(left, static_cast<std::int64_t>(open.size())); ++n)
+            expected[static_cast<std::size_t>(-std::get<2>(open[static_cast<std::size_t>(n)]))].push_back(std::get<1>(open[static_cast<std::size_t>(n)]));
+        for (std::size_t h = 0; h < Heads; ++h) {
+            std::ranges::sort(expected[h]);
+            QCOMPARE(found.keep[h], expected[h]);
+        }
     }
     // The choice that a device makes by itself, with ties, NaN, infinities, ragged heads, protection.
     void choosesOnADeviceAsOnTheHost_data() {
