@@ -35,8 +35,11 @@ struct PackedSideArgs {
     const void* rowChannels = nullptr; // uint8 or, if wide, int16
     std::int64_t channelsHead = 0, rowExactCount = 0;
     bool wideChannels = false;
-    std::int64_t acrossWidth = 0; // W > 0: one array of all heads' codes, [acrossRows, packedBytes(W)], scale and zero [W]; value
-    std::int64_t acrossRows = 0;  // (i + codes of the heads before) · dim + channel lies in row f / W, column f % W
+    std::int64_t acrossWidth = 0; // > 0: one array of all heads' codes, [acrossRows, packedBytes(acrossWidth)], scale and zero [acrossWidth]; value
+    std::int64_t acrossRows = 0;  // f = (i + codes of the heads before) · dim + channel lies in row f / W, column f % W; acrossColumns() is W
+
+    // Columns in use where all heads together hold that many codes: it changes without the tensors.
+    std::int64_t acrossColumns(std::int64_t held, std::int64_t dim) const { return (held * dim + acrossRows - 1) / acrossRows; }
 
     // What kernels for the usual forms leave to those for all of them.
     bool unusual() const { return bits == 3 || ends || levels || places || rowChannels || acrossWidth; }

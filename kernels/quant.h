@@ -44,4 +44,41 @@ struct PackGroupsArgs {
     void *scale = nullptr, *zero = nullptr; // fp16 [heads · rows, dim / group], dense
 };
 
+// Groups of consecutive rows of one channel, packed behind what each head holds: what ops::append_channels does.
+struct AppendChannelsArgs {
+    const float* x = nullptr; // [heads, rows, dim], rows dense
+    std::int64_t head = 0;    // values
+    std::int64_t heads = 0, rows = 0, dim = 0, group = 1;
+    const std::int32_t* counts = nullptr; // [heads] rows to pack; null: all
+    int bits = 4;                         // 2, 4 or 8
+    float leastScale = 0;
+    std::uint8_t* codes = nullptr; // [heads, …, packedBytes], rows dense
+    std::int64_t codesHead = 0;
+    void *scale = nullptr, *zero = nullptr; // fp16 [heads, …, dim], rows dense
+    std::int64_t parametersHead = 0;
+    std::int32_t* ends = nullptr; // [heads, endsHead], of groups that are there; null: not wanted
+    std::int64_t endsHead = 0;
+    const std::int32_t *lengths = nullptr, *groups = nullptr; // [heads] codes and groups so far
+};
+
+// One array of all heads' codes, packed anew where entries go and come: what ops::repack_across does. The new array is made beside the old
+// one, then takes its place.
+struct RepackAcrossArgs {
+    std::uint8_t* codes = nullptr;          // [group, packedBytes(width)], dense
+    void *scale = nullptr, *zero = nullptr; // fp16 [width]
+    std::int32_t* lengths = nullptr;        // [heads]
+    std::int64_t heads = 0, dim = 0, group = 1, width = 0;
+    int bits = 4; // 2, 4 or 8
+    float leastScale = 0;
+    const std::int32_t* gone = nullptr; // [heads, goneCount] ascending behind those below 0, which are none; null: none go
+    std::int64_t goneCount = 0;
+    const float* x = nullptr; // [heads, rows, dim], rows dense; null: none come
+    std::int64_t head = 0, rows = 0;
+    const std::int32_t* counts = nullptr; // [heads] rows that come; null: all
+    // Scratch, as the first four; behind the lengths [heads + 1]: whether anything went or came.
+    std::uint8_t* newCodes = nullptr;
+    void *newScale = nullptr, *newZero = nullptr;
+    std::int32_t* newLengths = nullptr;
+};
+
 } // namespace keepsight

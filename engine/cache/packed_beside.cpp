@@ -76,13 +76,11 @@ public:
         return m_rest->allocatedBytes() + static_cast<std::int64_t>(m_places.nbytes() + m_values.nbytes());
     }
 
-    bool reserve(std::int64_t more, bool drops) override {
-        if (!m_rest->reserve(more, drops)) return false;
+    void reserve(std::int64_t more, bool drops) override {
+        m_rest->reserve(more, drops);
         checkRoom(more);
         const std::int64_t fresh = more * m_dim;
-        if (roomFor(longest(m_known) + m_unknown + fresh) <= m_places.size(1)) return true;
-        makeRoom(counts(), fresh);
-        return true;
+        if (roomFor(longest(m_known) + m_unknown + fresh) > m_places.size(1)) makeRoom(counts(), fresh);
     }
     void addStep(const at::Tensor& x, const StepRows& added) override {
         at::Tensor outlier = m_isOutlier(x);

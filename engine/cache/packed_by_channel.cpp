@@ -72,27 +72,23 @@ public:
                (m_ends.defined() ? static_cast<std::int64_t>(m_ends.nbytes()) : 0);
     }
 
-    bool reserve(std::int64_t more, bool drops) override {
+    void reserve(std::int64_t more, bool drops) override {
         const std::int64_t groups = more / m_groups.group;
         if (longest(m_parameters.held()) + groups > m_parameters.capacity() && emptyGroups() > 0) dropEmptyGroups();
         m_codes.reserve(more);
         m_parameters.reserve(groups);
         if (drops) describeByEnds(true);
         if (m_byEnds) ends(); // the host's last turn to make them
-        return true;
     }
     void addStep(const at::Tensor& x, const StepRows& added) override {
-        const Encoded e = encoded(x);
+        ops::ChannelCodes to{m_codes.column(0),  m_parameters.column(0), m_parameters.column(1), m_byEnds ? m_ends : at::Tensor(),
+                             lengths(),          m_parameters.lengths(), m_groups.bits,          m_groups.group,
+                             m_groups.leastScale};
+        ops::append_channels(to, x, added.counts.defined() ? std::optional(added.counts) : std::nullopt);
         StepRows groups{added.most / m_groups.group, {}};
         if (added.counts.defined()) groups.counts = added.counts.div(m_groups.group, "floor");
-        if (m_byEnds) {
-            const at::Tensor fresh = at::arange(m_groups.group, added.most + 1, m_groups.group, lengths().options()).unsqueeze(0); // [1, groups]
-            at::Tensor end = lengths().unsqueeze(1) + fresh;
-            if (added.counts.defined()) end.masked_fill_(fresh > added.counts.unsqueeze(1), Never);
-            ops::append_entries(m_ends, end, m_parameters.lengths());
-        }
-        m_codes.addStep({e.codes}, added);
-        m_parameters.addStep({e.scale, e.zero}, groups);
+        m_codes.countStep(added);
+        m_parameters.countStep(groups);
     }
     void dropEntries(const at::Tensor& entries) override {
         if (m_ends.defined()) m_ends.sub_(goneBefore(entries, m_ends)); // those behind the codes move no end but Never, of which enough is left

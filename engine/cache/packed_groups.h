@@ -21,7 +21,7 @@ std::unique_ptr<PackedPart> packedByToken(const SideShape& shape, const GroupSha
 // codes that stay, their scale and zero are never touched.
 std::unique_ptr<PackedPart> packedByChannel(const SideShape& shape, const GroupShape& groups);
 // What HQQ does along axis 0: all numel values of all heads in storage order, and a group is every (numel/group)-th of them, wherever that
-// lands. Nothing can leave or come without other values changing groups: keep() and add() decode and encode everything again.
+// lands. Nothing can leave or come without other values changing groups: all of them are decoded and encoded again then.
 std::unique_ptr<PackedPart> packedAcross(const SideShape& shape, const GroupShape& groups);
 // Outliers are stored beside the others as 16-bit numbers with their place; `rest` packs the others with a 0 in their place.
 using OutlierTest = std::function<at::Tensor(const at::Tensor& x)>; // [kvHeads, S, headDim] → bool

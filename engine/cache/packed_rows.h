@@ -15,10 +15,7 @@ public:
 
     const at::Tensor& lengths() const override { return m_rows.lengths(); }
     std::uint64_t layout() const override { return m_rows.layout(); }
-    bool reserve(std::int64_t more, bool) override {
-        m_rows.reserve(more);
-        return true;
-    }
+    void reserve(std::int64_t more, bool) override { m_rows.reserve(more); }
     void addStep(const at::Tensor& x, const StepRows& added) override { m_rows.addStep(rowsOf(x), added); }
     void dropEntries(const at::Tensor& entries) override { m_rows.dropEntries(entries); }
     void countAdded(const Counts& more) override { m_rows.count(more); }

@@ -142,10 +142,8 @@ std::optional<std::string> StoredParts::nextStep(bool drops) {
     // Uneven heads pack at different steps, and those of other layers again at others; where entries go, heads are even now and then. If each were a kind
     // of its own, few steps would ever be replayed: all do the work, for the heads whose turn it is.
     const std::int32_t most = m_rule.mostAtOnce();
-    if (m_packed && (m_evicts || !even(tail)) && most <= MostForNone && m_packed->reserve(most, drops))
-        step.packs = most, step.alike = false;
-    else if (m_packed && !m_packed->reserve(step.packs, drops))
-        return std::nullopt;
+    if (m_packed && (m_evicts || !even(tail)) && most <= MostForNone) step.packs = most, step.alike = false;
+    if (m_packed) m_packed->reserve(step.packs, drops);
     m_first.reserve(0);
     m_tail.reserve(std::max<std::int64_t>(1, step.packs - longest(m_tail.held())), m_rule.longestTail());
     m_step = step;

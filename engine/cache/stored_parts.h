@@ -25,10 +25,10 @@ public:
     virtual const at::Tensor& lengths() const = 0;
     virtual std::uint64_t layout() const = 0;
 
-    // What a step does without the host (see StoredRows): before it reserve(), room for `more` of every head and, if it drops, for dropEntries(); false: it
-    // cannot. addStep(): x [kvHeads, most, headDim] fp32. dropEntries(): as ops::drop_entries takes them, [kvHeads, n]. What the step did is counted on the
+    // What a step does without the host (see StoredRows): before it reserve(), room for `more` of every head and, if it drops, for dropEntries().
+    // addStep(): x [kvHeads, most, headDim] fp32. dropEntries(): as ops::drop_entries takes them, [kvHeads, n]. What the step did is counted on the
     // host at any time afterwards.
-    virtual bool reserve(std::int64_t more, bool drops) = 0;
+    virtual void reserve(std::int64_t more, bool drops) = 0;
     virtual void addStep(const at::Tensor& /*x*/, const StepRows& /*added*/) {}
     virtual void dropEntries(const at::Tensor& /*entries*/) {}
     virtual void countAdded(const Counts& /*more*/) {}

@@ -112,6 +112,10 @@ void StoredRows::reserve(std::int64_t more, std::int64_t most) {
 void StoredRows::addStep(const std::vector<at::Tensor>& rows, const StepRows& added) {
     for (std::size_t i = 0; i < m_columns.size(); ++i) // behind the count of a head that adds fewer lies rubbish as before
         ops::append_entries(m_columns[i], rows[i], m_lengths);
+    countStep(added);
+}
+
+void StoredRows::countStep(const StepRows& added) {
     if (added.counts.defined())
         m_lengths.add_(added.counts);
     else

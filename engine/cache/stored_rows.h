@@ -36,6 +36,7 @@ public:
     // Room for that many more of every head; made so that it lasts for a while, but not beyond the `most` that a head ever holds.
     void reserve(std::int64_t more, std::int64_t most = std::numeric_limits<std::int32_t>::max());
     void addStep(const std::vector<at::Tensor>& rows, const StepRows& added); // the first rows of [heads, most, row…]
+    void countStep(const StepRows& added);                                    // of rows that an operator wrote behind the others
     void dropStep(const StepRows& oldest, bool leavesRows);  // false: a head that loses rows loses all it has
     void dropEntries(const at::Tensor& entries);             // as ops::drop_entries takes them
     void count(const Counts& more);                          // or, negative, fewer

@@ -122,8 +122,8 @@ struct PackedSide {
     at::Tensor exact, places, exactCounts; // [Hkv, M] of a 16-bit type, [Hkv, M] int32 ascending, [Hkv] int32: of head h the first exactCounts[h] exact
                                            // values take the places of channels places % D of the codes places / D
     at::Tensor rowExact, rowChannels;      // [Hkv, …, m] of a 16-bit type, uint8 or int16: the same where every code has m of them, in these channels
-    bool across = false;     // codes [1, g, packedBytes(W)], scale and zero [1, 1, W]: all heads' codes are one array, value f = (i + codes of the heads
-                             // before) · D + channel lies in row f / W, column f % W
+    bool across = false;     // codes [1, g, packedBytes(C)], scale and zero [1, 1, C]: all heads' codes are one array, value f = (i + codes of the heads
+                             // before) · D + channel lies in row f / W, column f % W with W = ⌈codes of all heads · D / g⌉ ≤ C columns in use
 };
 // Keys that are stored before RoPE are turned on their way: by their position, or by their rank 0, 1, … among the head's entries.
 struct KeyTurn {

@@ -162,10 +162,13 @@ at::Tensor decodedRows(const PackedSide& side, int64_t capacity, int64_t dim) {
     const at::Tensor codes = unpack_codes(side.codes, side.bits, width);
     at::Tensor x = side.levels.defined() ? side.levels.index_select(0, codes.reshape({-1}).to(at::kLong)).view(codes.sizes()) : codes.to(at::kFloat);
     if (side.across) {
-        const at::Tensor count = side.counts[1].to(at::kLong), before = count.cumsum(0) - count; // [Hkv]
-        x = (x * side.scale.to(at::kFloat) + side.zero.to(at::kFloat)).view({-1});               // [g · W]
+        const int64_t rows = codes.size(1);
+        const at::Tensor count = side.counts[1].to(at::kLong), before = count.cumsum(0) - count;                           // [Hkv]
+        const at::Tensor columns = (count.sum() * dim + (rows - 1)).div_(rows, "floor").clamp_min_(1);                     // in use
+        x = (x * side.scale.to(at::kFloat) + side.zero.to(at::kFloat)).view({-1});                                         // [g · C]
         const at::Tensor begin = ((before.unsqueeze(1) + at::arange(capacity, before.options()).unsqueeze(0)) * dim).unsqueeze(-1);
-        const at::Tensor place = (begin + at::arange(dim, before.options())).clamp_max_(x.size(0) - 1);
+        const at::Tensor value = begin + at::arange(dim, before.options()), row = value.div(columns, "floor");
+        const at::Tensor place = (row * width + (value - row * columns)).clamp_max_(x.size(0) - 1);
         return x.index_select(0, place.view({-1})).view({heads, capacity, dim});
     }
     const int64_t n = codes.size(1);

@@ -12,6 +12,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace keepsight::ops {
 namespace {
@@ -102,6 +103,47 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> packGroupsCpu(const at::Tensor& g
     return {packed, scale, zero};
 }
 
+using AppendChannels = void(at::Tensor& codes, at::Tensor& scale, at::Tensor& zero, const OptionalTensor& ends, const at::Tensor& lengths,
+                            const at::Tensor& groups, const at::Tensor& x, const OptionalTensor& counts, int64_t bits, int64_t group,
+                            double leastScale);
+
+// Behind the count of a head that adds fewer lies rubbish as before: counts are for the ends alone, and none are read on the host.
+void appendChannelsComposite(at::Tensor& codesTo, at::Tensor& scaleTo, at::Tensor& zeroTo, const OptionalTensor& ends,
+                             const at::Tensor& lengths, const at::Tensor& groups, const at::Tensor& x, const OptionalTensor& counts,
+                             int64_t bits, int64_t group, double leastScale) {
+    const int b = static_cast<int>(bits);
+    const at::Tensor grouped = x.unflatten(1, {x.size(1) / group, group}); // [H, S/g, g, D]
+    const auto [low, high] = at::aminmax(grouped, 2, true);
+    const Affine a = affine(low, high, b, leastScale);
+    append_entries(codesTo, pack_codes(codes(grouped, a.scale, a.zero, b).flatten(1, 2), bits), lengths);
+    append_entries(scaleTo, a.scale.squeeze(2), groups);
+    append_entries(zeroTo, a.zero.squeeze(2), groups);
+    if (!ends) return;
+    const at::Tensor fresh = at::arange(group, x.size(1) + 1, group, lengths.options()).unsqueeze(0); // [1, groups]
+    at::Tensor end = lengths.unsqueeze(1) + fresh, to = *ends;
+    if (counts) end.masked_fill_(fresh > counts->unsqueeze(1), std::numeric_limits<int32_t>::max());
+    append_entries(to, end, groups);
+}
+
+using RepackAcross = void(at::Tensor& codes, at::Tensor& scale, at::Tensor& zero, at::Tensor& lengths, const OptionalTensor& gone,
+                          const OptionalTensor& x, const OptionalTensor& counts, int64_t bits, int64_t dim, double leastScale);
+
+void repackAcrossComposite(at::Tensor& codesTo, at::Tensor& scale, at::Tensor& zero, at::Tensor& lengths, const OptionalTensor& gone,
+                           const OptionalTensor& x, const OptionalTensor& counts, int64_t bits, int64_t dim, double leastScale) {
+    const std::optional<AcrossCodes> made = repacked_across({codesTo, scale, zero, lengths, bits, dim, leastScale}, gone, x, counts);
+    if (!made) return;
+    const int64_t columns = made->scale.size(2), capacity = scale.size(2);
+    if (columns > capacity)
+        refuse("repack_across", "entries", "at most " + std::to_string(capacity * codesTo.size(1) / dim),
+               std::to_string(columns * codesTo.size(1) / dim));
+    lengths.copy_(made->lengths);
+    if (columns == 0) return;
+    codesTo.copy_(columns == capacity
+                      ? made->codes
+                      : pack_codes(at::constant_pad_nd(unpack_codes(made->codes, bits, columns), {0, capacity - columns}), bits));
+    scale.narrow(2, 0, columns).copy_(made->scale), zero.narrow(2, 0, columns).copy_(made->zero);
+}
+
 void dequantizeEntriesCpu(at::Tensor& out, const at::Tensor& codesIn, int64_t bits, const at::Tensor& scaleIn, const at::Tensor& zeroIn,
                           const OptionalTensor& ends, const OptionalTensor& levels, at::IntArrayRef counts, at::IntArrayRef offsets) {
     const bool direct = out.scalar_type() == at::kFloat || out.scalar_type() == at::kBFloat16;
@@ -152,6 +194,130 @@ PackedRows pack_groups(const at::Tensor& x, int64_t bits, int64_t group, double 
         c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::pack_groups", "").typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, int64_t, int64_t, double)>();
     const auto [codes, scale, zero] = typed.call(x, bits, group, leastScale);
     return {codes, scale, zero};
+}
+
+void append_channels(ChannelCodes& to, const at::Tensor& x, const OptionalTensor& counts) {
+    constexpr auto op = "append_channels";
+    checkBits(op, to.bits);
+    checkShape(op, "x", x, {Any, Any, Any});
+    checkType(op, "x", x, at::kFloat);
+    const int64_t heads = x.size(0), dim = x.size(2);
+    if (to.group < 1 || x.size(1) % to.group != 0)
+        refuse(op, "rows", "a multiple of the group " + std::to_string(to.group), std::to_string(x.size(1)));
+    checkShape(op, "codes", to.codes, {heads, Any, packedBytes(dim, static_cast<int>(to.bits))});
+    checkType(op, "codes", to.codes, at::kByte);
+    checkShape(op, "scale", to.scale, {heads, Any, dim});
+    checkShape(op, "zero", to.zero, {heads, to.scale.size(1), dim});
+    for (const at::Tensor* t : {&to.scale, &to.zero})
+        checkType(op, "scale and zero", *t, at::kHalf);
+    const bool hasEnds = to.ends.defined(), hasCounts = counts && counts->defined();
+    if (hasEnds) checkShape(op, "group ends", to.ends, {heads, to.scale.size(1)});
+    for (const at::Tensor* t : std::initializer_list<const at::Tensor*>{&to.lengths, &to.groups, hasCounts ? &*counts : &to.lengths}) {
+        checkShape(op, "lengths, groups and counts", *t, {heads});
+        checkType(op, "lengths, groups and counts", *t, at::kInt);
+    }
+    for (const at::Tensor* t : std::initializer_list<const at::Tensor*>{&to.codes, &to.scale, &to.zero, &to.lengths, &to.groups,
+                                                                        hasEnds ? &to.ends : &to.codes, hasCounts ? &*counts : &to.codes})
+        checkSameDevice(op, "codes and counts", *t, x);
+    if (x.size(1) == 0) return;
+    static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::append_channels", "").typed<AppendChannels>();
+    typed.call(to.codes, to.scale, to.zero, hasEnds ? OptionalTensor(to.ends) : OptionalTensor(), to.lengths, to.groups, x,
+               hasCounts ? counts : OptionalTensor(), to.bits, to.group, to.leastScale);
+}
+
+std::optional<AcrossCodes> repacked_across(const AcrossCodes& across, const OptionalTensor& gone, const OptionalTensor& x,
+                                           const OptionalTensor& counts) {
+    const auto onHost = [](const at::Tensor& t) { return t.to(at::kCPU).contiguous(); };
+    const int64_t heads = across.lengths.size(0), group = across.codes.size(1), dim = across.dim;
+    const int bits = static_cast<int>(across.bits);
+    const at::Tensor old = onHost(across.lengths), leave = gone ? onHost(*gone) : at::Tensor(),
+                     come = x && counts ? onHost(*counts) : at::Tensor();
+    std::vector<int64_t> index, stay, fresh; // rows that stay, all heads' behind each other; of each head how many do, and how many come
+    std::vector<int32_t> held;
+    int64_t before = 0, all = 0;
+    for (int64_t h = 0; h < heads; ++h) {
+        const int32_t n = old.const_data_ptr<int32_t>()[h];
+        const int32_t *next = gone ? leave.const_data_ptr<int32_t>() + h * leave.size(1) : nullptr,
+                      *end = gone ? next + leave.size(1) : nullptr;
+        const size_t from = index.size();
+        for (int32_t i = 0; i < n; ++i) {
+            while (next != end && *next < i)
+                ++next;
+            if (next == end || *next != i) index.push_back(before + i);
+        }
+        before += n;
+        stay.push_back(static_cast<int64_t>(index.size() - from));
+        fresh.push_back(!x ? 0 : come.defined() ? come.const_data_ptr<int32_t>()[h] : x->size(1));
+        held.push_back(static_cast<int32_t>(stay.back() + fresh.back()));
+        all += held.back();
+    }
+    const bool whole = static_cast<int64_t>(index.size()) == before;
+    if (whole && all == before) return {};
+    at::Tensor rows = at::empty({0, dim}, across.scale.options().dtype(at::kFloat)); // [entries, D]
+    if (before > 0) {
+        at::Tensor table = at::empty({1, group, across.scale.size(2)}, rows.options());
+        dequantize_entries(table, across.codes, bits, across.scale, across.zero, at::full({1, 1}, group, across.lengths.options()), {},
+                           {group}, {0});
+        rows = table.narrow(2, 0, before * dim / group).reshape({before, dim});
+        if (!whole) rows = rows.index_select(0, at::tensor(at::IntArrayRef(index), at::kLong).to(rows.device()));
+    }
+    if (x) {
+        std::vector<at::Tensor> parts;
+        int64_t begin = 0;
+        for (int64_t h = 0; h < heads; ++h) {
+            const auto i = static_cast<size_t>(h);
+            parts.push_back(rows.narrow(0, begin, stay[i])), parts.push_back(x->select(0, h).narrow(0, 0, fresh[i]));
+            begin += stay[i];
+        }
+        rows = at::cat(parts, 0);
+    }
+    AcrossCodes made = across;
+    made.lengths = at::tensor(at::ArrayRef<int32_t>(held), at::kInt).to(across.lengths.device());
+    const at::Tensor table = rows.reshape({1, group, all * dim / group});
+    if (all == 0) {
+        made.codes = at::empty_like(table, table.options().dtype(at::kByte)), made.scale = at::empty({1, 1, 0}, across.scale.options()),
+        made.zero = at::empty_like(made.scale);
+        return made;
+    }
+    const auto [low, high] = at::aminmax(table, 1, true);
+    const Affine a = affine(low, high, bits, across.leastScale);
+    made.codes = pack_codes(codes(table, a.scale, a.zero, bits), bits), made.scale = a.scale, made.zero = a.zero;
+    return made;
+}
+
+void repack_across(AcrossCodes& across, const OptionalTensor& gone, const OptionalTensor& x, const OptionalTensor& counts) {
+    constexpr auto op = "repack_across";
+    checkBits(op, across.bits);
+    checkShape(op, "codes", across.codes, {1, Any, Any});
+    checkType(op, "codes", across.codes, at::kByte);
+    checkShape(op, "scale", across.scale, {1, 1, Any});
+    checkShape(op, "zero", across.zero, {1, 1, across.scale.size(2)});
+    checkShape(op, "codes", across.codes, {1, Any, packedBytes(across.scale.size(2), static_cast<int>(across.bits))});
+    for (const at::Tensor* t : {&across.scale, &across.zero})
+        checkType(op, "scale and zero", *t, at::kHalf);
+    const int64_t group = across.codes.size(1);
+    if (group < 1 || across.dim < 1 || across.dim % group != 0)
+        refuse(op, "rows of codes", "a divisor of the head size " + std::to_string(across.dim), std::to_string(group));
+    if (group * across.scale.size(2) > std::numeric_limits<int32_t>::max())
+        refuse(op, "values of all heads", "fewer than 2^31", std::to_string(group * across.scale.size(2)));
+    checkShape(op, "lengths", across.lengths, {Any});
+    const int64_t heads = across.lengths.size(0);
+    const bool hasGone = gone && gone->defined() && gone->size(-1) > 0, hasX = x && x->defined() && x->size(1) > 0,
+               hasCounts = hasX && counts && counts->defined();
+    if (hasGone) checkShape(op, "entries that go", *gone, {heads, Any});
+    if (hasX) checkShape(op, "x", *x, {heads, Any, across.dim}), checkType(op, "x", *x, at::kFloat);
+    if (hasCounts) checkShape(op, "counts", *counts, {heads});
+    for (const at::Tensor* t : std::initializer_list<const at::Tensor*>{&across.lengths, hasGone ? &*gone : &across.lengths,
+                                                                        hasCounts ? &*counts : &across.lengths})
+        checkType(op, "lengths, counts and entries", *t, at::kInt);
+    for (const at::Tensor* t :
+         std::initializer_list<const at::Tensor*>{&across.scale, &across.zero, &across.lengths, hasGone ? &*gone : &across.codes,
+                                                  hasX ? &*x : &across.codes, hasCounts ? &*counts : &across.codes})
+        checkSameDevice(op, "codes and entries", *t, across.codes);
+    if (!hasGone && !hasX) return;
+    static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::repack_across", "").typed<RepackAcross>();
+    typed.call(across.codes, across.scale, across.zero, across.lengths, hasGone ? gone : OptionalTensor(), hasX ? x : OptionalTensor(),
+               hasCounts ? counts : OptionalTensor(), across.bits, across.dim, across.leastScale);
 }
 
 at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
@@ -224,6 +390,12 @@ void defineQuantOperators(torch::Library& m) {
         "dequantize_entries(Tensor(a!) out, Tensor codes, int bits, Tensor scale, Tensor zero, Tensor? ends, Tensor? levels, int[] counts, "
         "int[] offsets) -> ()");
     m.def("pack_groups(Tensor x, int bits, int group, float least_scale) -> (Tensor, Tensor, Tensor)");
+    m.def("append_channels(Tensor(a!) codes, Tensor(b!) scale, Tensor(c!) zero, Tensor(d!)? ends, Tensor lengths, Tensor groups, Tensor x, "
+          "Tensor? counts, int bits, "
+          "int group, float least_scale) -> ()");
+    m.def("repack_across(Tensor(a!) codes, Tensor(b!) scale, Tensor(c!) zero, Tensor(d!) lengths, Tensor? gone, Tensor? x, Tensor? counts, "
+          "int bits, int dim, "
+          "float least_scale) -> ()");
 }
 void registerQuantCpu(torch::Library& m) {
     m.impl("dequantize_entries", torch::dispatch(c10::DispatchKey::CPU, dequantizeEntriesCpu));
@@ -232,6 +404,8 @@ void registerQuantCpu(torch::Library& m) {
 void registerQuantComposite(torch::Library& m) {
     m.impl("dequantize_entries", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, dequantizeEntriesComposite));
     m.impl("pack_groups", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, packGroupsComposite));
+    m.impl("append_channels", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, appendChannelsComposite));
+    m.impl("repack_across", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, repackAcrossComposite));
 }
 
 } // namespace keepsight::ops

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <optional>
 
 namespace keepsight::ops {
 
@@ -23,5 +24,34 @@ struct PackedRows {
 };
 // Rows packed by groups of neighbouring channels. x [H, S, D] fp32; the group divides D.
 PackedRows pack_groups(const at::Tensor& x, int64_t bits, int64_t group, double leastScale);
+
+// Codes of each head with scale and zero of groups of consecutive entries, channel by channel.
+struct ChannelCodes {
+    at::Tensor codes, scale, zero; // [H, C, packedBytes(D)] uint8; [H, R, D] fp16
+    at::Tensor ends;               // [H, R] int32, the entry before which a group ends; undefined: not wanted
+    at::Tensor lengths, groups;    // [H] int32, codes and groups so far; the caller counts what comes
+    int64_t bits = 4, group = 32;  // entries of a group
+    double leastScale = 0;
+};
+// Packs the first counts[h] rows (without counts: all; whole groups) of x [H, S, D] fp32 behind them. There must be room: devices do not
+// look.
+void append_channels(ChannelCodes& to, const at::Tensor& x, const std::optional<at::Tensor>& counts);
+
+// All heads' codes as one array that holds lengths [H] int32 entries of D values (PackedSide::across), g rows of C columns, of which g
+// divides D.
+struct AcrossCodes {
+    at::Tensor codes, scale, zero; // [1, g, packedBytes(C)] uint8; [1, 1, C] fp16
+    at::Tensor lengths;
+    int64_t bits = 4, dim = 0;
+    double leastScale = 0;
+};
+// Has entries gone[h, :] of each head go, [H, n] int32 ascending behind those below 0, which are none (as are those behind its length), and
+// the first counts[h] rows (without counts: all) of x [H, S, D] fp32 come behind the rest; in place. Where anything goes or comes all
+// values are decoded and make groups anew. There must be room: devices do not look.
+void repack_across(AcrossCodes& across, const std::optional<at::Tensor>& gone, const std::optional<at::Tensor>& x,
+                   const std::optional<at::Tensor>& counts);
+// The same beside it, in no more columns than are in use then; nullopt: nothing goes or comes. ATen calls that read the counts on the host.
+std::optional<AcrossCodes> repacked_across(const AcrossCodes& across, const std::optional<at::Tensor>& gone,
+                                           const std::optional<at::Tensor>& x, const std::optional<at::Tensor>& counts);
 
 } // namespace keepsight::ops

@@ -50,11 +50,17 @@ struct Scratch {
 struct Side {
     const PackedSideArgs& a;
     const AttentionArgs& attention;
-    std::int64_t dim, width;
+    std::int64_t dim, width, columns = 0; // columns in use, of an array across all heads
     LevelTable table;
 
     Side(const PackedSideArgs& side, const AttentionArgs& args)
-        : a(side), attention(args), dim(args.dim), width(roundUp(args.dim, Lanes)), table(side.levels, side.bits) {}
+        : a(side), attention(args), dim(args.dim), width(roundUp(args.dim, Lanes)), table(side.levels, side.bits) {
+        if (!a.acrossWidth) return;
+        std::int64_t codes = 0;
+        for (std::int64_t h = 0; h < args.kvHeads; ++h)
+            codes += a.counts[args.kvHeads + h];
+        columns = a.acrossColumns(codes, dim);
+    }
 
     const std::uint8_t* halvesAt(const void* from, std::int64_t place) const { return static_cast<const std::uint8_t*>(from) + 2 * place; }
 
@@ -64,8 +70,8 @@ struct Side {
         const int low = a.bits == 3 ? 2 : a.bits;
         const std::int64_t bytes = planeBytes(a.acrossWidth, low), highBytes = planeBytes(a.acrossWidth, 1);
         for (std::int64_t d = 0, n; d < dim; d += n) {
-            const std::int64_t row = (f + d) / a.acrossWidth, column = (f + d) % a.acrossWidth, plane = column / bytes;
-            n = least(dim - d, least(a.acrossWidth, (plane + 1) * bytes) - column);
+            const std::int64_t row = (f + d) / columns, column = (f + d) % columns, plane = column / bytes;
+            n = least(dim - d, least(columns, (plane + 1) * bytes) - column);
             const std::uint8_t* from = a.codes + row * rowBytes;
             for (std::int64_t i = 0; i < n; ++i)
                 s.codes[d + i] = static_cast<std::uint8_t>(from[column - plane * bytes + i] >> (plane * low) & ((1 << low) - 1));

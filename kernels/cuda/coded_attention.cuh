@@ -29,7 +29,7 @@ struct CodedShared { // sizes of the parts of a block's shared memory
     }
     static std::size_t bytes(int warps, int kvHeads, int walks, int blocks) {
         return static_cast<std::size_t>(firstPart(warps, blocks) + warps * (2 * SideBytes + TileEntries * 4 + TileHeads * 8) + kvHeads * HeadBytes +
-                                        (kvHeads + 3 * walks + 3) * 4 + 8);
+                                        (kvHeads + 3 * walks + 3) * 4 + 16);
     }
 };
 
@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(Warps<Dim, Across> * 32, 1)
     char* sides = shared + firstPart;                                                // [warps, 2, SideBytes]
     float* places = reinterpret_cast<float*>(sides + warps * 2 * Sizes::SideBytes);  // [warps, TileEntries]
     float2* tops = reinterpret_cast<float2*>(places + warps * TileEntries);          // [warps, 8] (max, sum)
-    uint2* before = reinterpret_cast<uint2*>(tops + warps * TileHeads);              // [kvHeads] values of the heads before, keys' and values'
-    int2* takers = reinterpret_cast<int2*>(before + kvHeads);                        // [walks] first block, how many
+    uint2* before = reinterpret_cast<uint2*>(tops + warps * TileHeads);              // [kvHeads + 1] values of the heads before, keys' and values'
+    int2* takers = reinterpret_cast<int2*>(before + kvHeads + 1);                    // [walks] first block, how many
     Cuts* cuts = reinterpret_cast<Cuts*>(takers + walks);                            // [kvHeads]
     Segment* segments = reinterpret_cast<Segment*>(cuts + kvHeads);                  // [kvHeads, Segments]
     int *units = reinterpret_cast<int*>(segments + kvHeads * Segments), *first = units + kvHeads, *last = first + walks + 1; // [kvHeads], [walks + 1], [1]
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(Warps<Dim, Across> * 32, 1)
         });
     if constexpr (Across)
 #pragma unroll 1
-        for (int h = static_cast<int>(threadIdx.x); h < kvHeads; h += static_cast<int>(blockDim.x)) {
+        for (int h = static_cast<int>(threadIdx.x); h <= kvHeads; h += static_cast<int>(blockDim.x)) {
             unsigned keys = 0, values = 0;
 #pragma unroll 4
             for (int i = 0; i < h; ++i)
@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(Warps<Dim, Across> * 32, 1)
 
     TileScores<T, Dim, 1> scores;
     TileOutputs<T, Dim> outputs;
-    Side keys(args.keys, sides + warp * 2 * Sizes::SideBytes, tables), values(args.values, sides + (warp * 2 + 1) * Sizes::SideBytes, tables + Table::Bytes);
+    const uint2 held = Across ? before[kvHeads] : make_uint2(0, 0); // by all heads
+    Side keys(args.keys, sides + warp * 2 * Sizes::SideBytes, tables, held.x), values(args.values, sides + (warp * 2 + 1) * Sizes::SideBytes, tables + Table::Bytes, held.y);
     UnitTurn turn{args.turn.inverseFrequencies, places + warp * TileEntries, nullptr};
     int begin = shareBegin(block, unitsAll, blocks);
     const int end = shareBegin(block + 1, unitsAll, blocks);

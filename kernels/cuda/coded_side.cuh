@@ -48,6 +48,7 @@ struct CodedSide {
     // Of the head.
     int head = 0, firstEnd = 0, tailBegin = 0, exactCount = 0;
     unsigned across = 0; // values of the heads before
+    unsigned columns = 0; // in use
     __device__ bool isAcross() const { return Across && a.acrossWidth; }
     const std::uint8_t* codes = nullptr;
     // Of the unit that comes next.
@@ -55,7 +56,9 @@ struct CodedSide {
     int cursor = 0, place = INT_MAX, rowChannel = 0; // of exact values
     unsigned short exact = 0, rowExact = 0;
 
-    __device__ CodedSide(const PackedSideArgs& args, char* place, const char* codeTable) : a(args), shared(place), table(codeTable) {
+    // all: values of all heads' codes, of an array across them.
+    __device__ CodedSide(const PackedSideArgs& args, char* place, const char* codeTable, unsigned all) : a(args), shared(place), table(codeTable) {
+        if (isAcross()) columns = (all + static_cast<unsigned>(a.acrossRows) - 1) / static_cast<unsigned>(a.acrossRows);
         const int width = isAcross() ? Dim : Dim / static_cast<int>(a.groups);
         groupFactor = (65535 + width) / width; // exact up to Dim
         byToken = !a.ends && !isAcross() && a.groupTokens == 1 && a.groups <= MostGroups && width % 4 == 0;
@@ -299,9 +302,8 @@ struct CodedSide {
         return code;
     }
     __device__ float acrossAt(unsigned f) const {
-        const auto width = static_cast<unsigned>(a.acrossWidth);
-        const unsigned column = f % width;
-        const unsigned code = codeAt(codes + f / width * packedBytes(a.acrossWidth, a.bits), a.acrossWidth, a.bits, column);
+        const unsigned column = f % columns;
+        const unsigned code = codeAt(codes + f / columns * packedBytes(a.acrossWidth, a.bits), a.acrossWidth, a.bits, column);
         return fmaf(levelOf(code), wide(static_cast<const __half*>(a.scale)[column]), wide(static_cast<const __half*>(a.zero)[column]));
     }
     // Where four neighbours lie, of which the first is at a multiple of four.
@@ -315,21 +317,20 @@ struct CodedSide {
                 column -= width, ++row;
         }
     };
-    __device__ bool acrossInFours() const { // planes in whole words
+    __device__ bool acrossInFours() const { // planes in whole words, rows in whole fours
         const std::int64_t w = a.acrossWidth, low = a.bits == 3 ? 1 : a.bits;
-        return w * low % 32 == 0 &&
+        return w * low % 32 == 0 && columns % 4 == 0 &&
                (reinterpret_cast<std::uintptr_t>(a.codes) % 4 | reinterpret_cast<std::uintptr_t>(a.scale) % 8 | reinterpret_cast<std::uintptr_t>(a.zero) % 8) == 0;
     }
     // Both fours of every step: each(step, half, row, column). Steps behind the last row stay at one before.
     template <class Each>
     __device__ __forceinline__ void eachFour(int code, int last, const Place& at, const Each& each) const {
-        const auto width = static_cast<unsigned>(a.acrossWidth);
         const unsigned f = across + static_cast<unsigned>(code + min(at.sub, last)) * Dim + at.part * 4;
-        AcrossPlace first(f, width), second(f + Half, width);
+        AcrossPlace first(f, columns), second(f + Half, columns);
 #pragma unroll 4
         for (int s = 0; s < Steps; ++s) {
             each(s, 0, first.row, first.column), each(s, 1, second.row, second.column);
-            if (at.row(s + 1) <= last) first.advance(Together * Dim, width), second.advance(Together * Dim, width);
+            if (at.row(s + 1) <= last) first.advance(Together * Dim, columns), second.advance(Together * Dim, columns);
         }
     }
     __device__ static unsigned planeOf(unsigned column, unsigned bytes) { // of at most four

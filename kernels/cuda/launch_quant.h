@@ -11,6 +11,9 @@ struct HeadSpans { // counts and offsets of DequantizeEntriesArgs, by value: the
     int count[Most] = {}, offset[Most] = {};
 };
 cudaError_t launchDequantize(const DequantizeEntriesArgs& args, CudaElement element, const HeadSpans& spans, cudaStream_t stream); // args.counts and offsets are not read
-cudaError_t launchPackGroups(const PackGroupsArgs& args, cudaStream_t stream); // 2, 4 or 8 bits
+cudaError_t launchPackGroups(const PackGroupsArgs& args, cudaStream_t stream); // 2, 4 or 8 bits, as for the two below
+constexpr std::int64_t MostInColumn = 1024, MostAcrossHeads = 128; // values of a group, and heads, that they take
+cudaError_t launchAppendChannels(const AppendChannelsArgs& args, cudaStream_t stream);
+cudaError_t launchRepackAcross(const RepackAcrossArgs& args, const CudaDevice& device, cudaStream_t stream);
 
 } // namespace keepsight::cuda

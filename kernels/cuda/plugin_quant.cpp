@@ -51,6 +51,53 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> packGroups(const at::Tensor& x, i
     return {codes, scale, zero};
 }
 
+bool denseRows(const at::Tensor& t) { return t.stride(2) == 1 && (t.size(1) == 1 || t.stride(1) == t.size(2)); }
+
+void appendChannels(at::Tensor& codes, at::Tensor& scale, at::Tensor& zero, const OptionalTensor& ends, const at::Tensor& lengths, const at::Tensor& groups, const at::Tensor& x,
+                    const OptionalTensor& counts, int64_t bits, int64_t group, double leastScale) {
+    const bool inPlace = denseRows(codes) && denseRows(scale) && denseRows(zero) && zero.stride(0) == scale.stride(0) && (!ends || ends->stride(1) == 1);
+    if (bits == 3 || group > MostInColumn || x.size(1) / group > 65535 || !inPlace)
+        return composite<decltype(appendChannels)>("append_channels", codes, scale, zero, ends, lengths, groups, x, counts, bits, group, leastScale);
+    const c10::cuda::CUDAGuard guard(x.device());
+    const at::Tensor rows = denseRows(x) ? x : x.contiguous(), held = lengths.contiguous(), so = groups.contiguous(), many = counts ? counts->contiguous() : at::Tensor();
+    AppendChannelsArgs a;
+    a.x = rows.const_data_ptr<float>(), a.head = rows.stride(0);
+    a.heads = x.size(0), a.rows = x.size(1), a.dim = x.size(2), a.group = group;
+    if (counts) a.counts = many.const_data_ptr<std::int32_t>();
+    a.bits = static_cast<int>(bits), a.leastScale = static_cast<float>(leastScale);
+    a.codes = codes.mutable_data_ptr<std::uint8_t>(), a.codesHead = codes.stride(0);
+    a.scale = scale.mutable_data_ptr(), a.zero = zero.mutable_data_ptr(), a.parametersHead = scale.stride(0);
+    if (ends) a.ends = ends->mutable_data_ptr<std::int32_t>(), a.endsHead = ends->stride(0);
+    a.lengths = held.const_data_ptr<std::int32_t>(), a.groups = so.const_data_ptr<std::int32_t>();
+    check(launchAppendChannels(a, stream()), "append_channels");
+}
+
+void repackAcross(at::Tensor& codes, at::Tensor& scale, at::Tensor& zero, at::Tensor& lengths, const OptionalTensor& gone, const OptionalTensor& x, const OptionalTensor& counts,
+                  int64_t bits, int64_t dim, double leastScale) {
+    const bool inPlace = denseRows(codes) && scale.stride(2) == 1 && zero.stride(2) == 1 && lengths.is_contiguous();
+    if (bits == 3 || codes.size(1) > MostInColumn || lengths.size(0) > MostAcrossHeads || !inPlace)
+        return composite<decltype(repackAcross)>("repack_across", codes, scale, zero, lengths, gone, x, counts, bits, dim, leastScale);
+    const c10::cuda::CUDAGuard guard(codes.device());
+    const at::Tensor leave = gone ? gone->contiguous() : at::Tensor(), rows = !x ? at::Tensor() : denseRows(*x) ? *x : x->contiguous(),
+                     come = counts ? counts->contiguous() : at::Tensor();
+    RepackAcrossArgs a;
+    a.codes = codes.mutable_data_ptr<std::uint8_t>(), a.scale = scale.mutable_data_ptr(), a.zero = zero.mutable_data_ptr();
+    a.lengths = lengths.mutable_data_ptr<std::int32_t>();
+    a.heads = lengths.size(0), a.dim = dim, a.group = codes.size(1), a.width = scale.size(2);
+    a.bits = static_cast<int>(bits), a.leastScale = static_cast<float>(leastScale);
+    if (gone) a.gone = leave.const_data_ptr<std::int32_t>(), a.goneCount = leave.size(1);
+    if (x) a.x = rows.const_data_ptr<float>(), a.head = rows.stride(0), a.rows = rows.size(1);
+    if (counts) a.counts = come.const_data_ptr<std::int32_t>();
+    Scratch scratch;
+    auto *newScale = static_cast<std::uint16_t*>(nullptr), *newZero = newScale;
+    scratch.add(a.newCodes, codes.size(1) * codes.size(2));
+    scratch.add(newScale, a.width), scratch.add(newZero, a.width);
+    scratch.add(a.newLengths, a.heads + 1);
+    scratch.allocate(codes);
+    a.newScale = newScale, a.newZero = newZero;
+    check(launchRepackAcross(a, deviceOf(codes), stream()), "repack_across");
+}
+
 at::Tensor packedAttention(const at::Tensor& q, const ops::PackedTensors& keyTensors, int64_t keyBits, int64_t keyGroupTokens, bool keysAcross,
                            const ops::PackedTensors& valueTensors, int64_t valueBits, int64_t valueGroupTokens, bool valuesAcross, const at::Tensor& positions,
                            const at::Tensor& lengths, const at::Tensor& queryPosition, double scale, const OptionalTensor& inverseFrequencies, bool byRank,
@@ -82,6 +129,8 @@ at::Tensor packedAttention(const at::Tensor& q, const ops::PackedTensors& keyTen
 TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
     m.impl("dequantize_entries", dequantizeEntries);
     m.impl("pack_groups", packGroups);
+    m.impl("append_channels", appendChannels);
+    m.impl("repack_across", repackAcross);
     m.impl("packed_attention", packedAttention);
 }
 

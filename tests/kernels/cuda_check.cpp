@@ -1,6 +1,6 @@
 // Every operator on the CUDA device against the CPU or fp64, over odd sizes, dtypes and ragged heads; tests/bench/gpu_bench.cpp has the times.
 // A plain program, so that it runs on a machine without Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
-//   cuda_check [--quick [PART] | --coded]   few cases, for a sanitizer (decode vote sparse change drops packed coded top_k: of these only); attention over packed entries only
+//   cuda_check [--quick [PART] | --coded]   few cases, for a sanitizer (decode vote sparse change drops packed coded top_k: of these only); packed anew, or attended to, in any form only
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
 #include "kernels/bind/packed.h"
@@ -514,6 +514,85 @@ void checkAllPacked() {
                     for (const bool byChannel : {false, true}) checkPacked(3, entries, dim, bits, group, byChannel, byChannel && bits < 8, type);
 }
 
+// Codes across heads packed anew, and groups of channels appended: to the bit what the CPU makes.
+void checkAcross(int heads, int dim, int group, int bits, int entries, int spare) {
+    const std::string name = "repack_across of " + std::to_string(heads) + " heads of " + std::to_string(entries) + ", dim " + std::to_string(dim) + ", " + std::to_string(bits) + " bits by " + std::to_string(group);
+    at::manual_seed(entries + dim + bits);
+    const int64_t capacity = (int64_t{heads} * 2 * entries + spare) * (dim / group);
+    ops::AcrossCodes host{at::zeros({1, group, packedBytes(capacity, bits)}, at::kByte), at::zeros({1, 1, capacity}, at::kHalf), at::zeros({1, 1, capacity}, at::kHalf), at::zeros({heads}, at::kInt), bits, dim, 5e-5};
+    ops::AcrossCodes device = host;
+    for (at::Tensor* t : {&device.codes, &device.scale, &device.zero, &device.lengths}) *t = gpu(*t);
+    const auto both = [&](const char* what, const at::Tensor& gone, const at::Tensor& x, const at::Tensor& counts) {
+        const auto call = [&](ops::AcrossCodes& to, at::Device where) {
+            const auto there = [&](const at::Tensor& t) { return t.defined() ? std::optional(t.to(where)) : std::nullopt; };
+            ops::repack_across(to, there(gone), there(x), there(counts));
+        };
+        call(host, at::kCPU), call(device, at::kCUDA);
+        const std::string step = name + ", " + what;
+        expectSame((step + ": lengths").c_str(), device.lengths, host.lengths);
+        const int64_t width = host.lengths.sum().item<int64_t>() * dim / group;
+        const auto used = [&](const at::Tensor& codes) { return ops::unpack_codes(codes, bits, capacity).narrow(2, 0, width); };
+        expectSame((step + ": codes").c_str(), used(device.codes), used(host.codes));
+        expectSame((step + ": scale").c_str(), device.scale.narrow(2, 0, width), host.scale.narrow(2, 0, width));
+        expectSame((step + ": zero").c_str(), device.zero.narrow(2, 0, width), host.zero.narrow(2, 0, width));
+    };
+    const auto some = [&](int most) { // of each head other entries, of some none, of some beyond the last
+        at::Tensor gone = at::full({heads, most}, -1, at::kInt);
+        for (int h = 0; h < heads; ++h) {
+            const int64_t n = (h * 5 + most) % (most + 1);
+            if (n) gone[h].narrow(0, most - n, n).copy_(std::get<0>(at::randperm(2 * entries).narrow(0, 0, n).sort()).to(at::kInt));
+        }
+        return gone;
+    };
+    const at::Tensor none, x = at::randn({heads, entries, dim}) * 3, counts = at::arange(heads, at::kInt).mul_(7).remainder_(entries + 1);
+    x[0].narrow(0, 0, 1).fill_(2); // a constant group, if groups are short
+    both("packed", none, x, none);
+    both("one gone", at::randint(0, entries, {heads, 1}, at::kInt), none, none);
+    both("several gone", some(std::min(2 * entries, 40)), none, none);
+    both("some came", none, x.narrow(1, 0, entries), counts);
+    both("none came", none, x, at::zeros_like(counts));
+    both("none gone", at::full({heads, 3}, -1, at::kInt), none, none);
+    both("gone and came", some(std::min(2 * entries, 3)), x.narrow(1, 0, 1), none);
+    both("many gone", some(2 * entries), none, none);
+    both("all gone", at::arange(2 * entries, at::kInt).expand({heads, 2 * entries}), none, none);
+    both("packed again", none, x, none);
+}
+
+void checkChannels(int heads, int dim, int group, int bits, int groups) {
+    const std::string name = "append_channels of " + std::to_string(heads) + " heads, dim " + std::to_string(dim) + ", " + std::to_string(bits) + " bits, " + std::to_string(groups) + " by " + std::to_string(group);
+    at::manual_seed(groups + dim + bits);
+    const at::Tensor x = at::randn({heads, groups * group + 3, dim}).mul_(3).narrow(1, 2, groups * group), lengths = at::arange(heads, at::kInt).mul_(3), before = at::arange(heads, at::kInt);
+    for (const bool all : {false, true}) {
+        const at::Tensor counts = at::arange(heads, at::kInt).remainder_(groups + 1).mul_(group);
+        const auto run = [&](at::Device where) {
+            const auto room = [&](std::vector<int64_t> sizes, at::ScalarType type) { return test::withRoom(at::zeros(sizes, at::TensorOptions().dtype(type).device(where))); };
+            ops::ChannelCodes to{room({heads, groups * group + 3 * heads, packedBytes(dim, bits)}, at::kByte), room({heads, groups + heads, dim}, at::kHalf), room({heads, groups + heads, dim}, at::kHalf),
+                                 room({heads, groups + heads}, at::kInt), lengths.to(where), before.to(where), bits, group, 5e-5};
+            ops::append_channels(to, x.to(where), all ? std::optional<at::Tensor>() : counts.to(where));
+            return to;
+        };
+        const ops::ChannelCodes host = run(at::kCPU), device = run(at::kCUDA);
+        for (int h = 0; h < heads; ++h) { // what lies behind may be anything
+            const int64_t n = all ? groups : counts[h].item<int>() / group, codes = lengths[h].item<int>() + n * group, rows = before[h].item<int>() + n;
+            expectSame((name + ": codes").c_str(), device.codes[h].narrow(0, 0, codes), host.codes[h].narrow(0, 0, codes));
+            expectSame((name + ": scale").c_str(), device.scale[h].narrow(0, 0, rows), host.scale[h].narrow(0, 0, rows));
+            expectSame((name + ": zero").c_str(), device.zero[h].narrow(0, 0, rows), host.zero[h].narrow(0, 0, rows));
+            expectSame((name + ": ends").c_str(), device.ends[h].narrow(0, 0, rows), host.ends[h].narrow(0, 0, rows));
+        }
+    }
+}
+
+void checkAllGroups() {
+    for (const int bits : {2, 3, 4, 8}) {
+        for (const auto& [dim, group] : {std::pair(64, 64), {128, 64}, {80, 16}, {256, 256}, {33, 11}, {6, 1}})
+            for (const int entries : {1, 33, 130})
+                for (const int spare : {0, 13}) checkAcross(entries == 33 ? 9 : 3, dim, group, bits, entries, spare);
+        for (const auto& [dim, group] : {std::pair(64, 32), {128, 64}, {80, 16}, {33, 128}, {256, 1}})
+            for (const int groups : {1, 4}) checkChannels(5, dim, group, bits, groups);
+    }
+    checkAcross(8, 128, 64, 4, 4097, 128), checkAcross(128, 64, 64, 2, 40, 1), checkAcross(150, 64, 32, 4, 20, 0), checkAcross(2, 1024, 1024, 2, 70, 3), checkChannels(8, 128, 1024, 2, 2);
+}
+
 // Attention of one query over entries that are codes but for some at the beginning and the end, of each head and side at places of its own.
 void checkPackedAttention(int heads, int group, int dim, int entries, int bits, int shared, bool byChannel, at::ScalarType type) {
     const std::string name = "packed attention heads " + std::to_string(heads) + "×" + std::to_string(group) + " dim " + std::to_string(dim) + " entries " + std::to_string(entries) + ", " +
@@ -659,6 +738,7 @@ int main(int argc, char** argv) {
             }
             if (part("drops")) checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
             if (part("packed")) {
+                checkAcross(9, 80, 16, 4, 70, 13), checkAcross(3, 128, 64, 2, 130, 128), checkChannels(5, 80, 16, 4, 3);
                 checkPacked(3, 33, 80, 4, 16, false, false, type), checkPacked(3, 33, 33, 3, 11, true, true, type);
                 for (const int bits : {2, 4, 8}) checkPackedAttention(3, 4, 128, 333, bits, 32, bits < 8, type);
             }
@@ -671,6 +751,7 @@ int main(int argc, char** argv) {
             expectSame("top_k", ops::top_k(gpu(scores.narrow(1, 0, 17000)), gpu(few), 64), ops::top_k(scores.narrow(1, 0, 17000), few, 64));
         }
     } else if (argc > 1 && std::strcmp(argv[1], "--coded") == 0) {
+        checkAllGroups();
         checkAllCoded();
     } else {
         for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf})
@@ -685,6 +766,7 @@ int main(int argc, char** argv) {
         checkVotes();
         checkDrops();
         checkAllPacked();
+        checkAllGroups();
         checkPackedAttentions();
         checkAllCoded();
     }

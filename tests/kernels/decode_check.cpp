@@ -1,6 +1,7 @@
 // The plain passes of a device (matvec, rope_append, causal_attention, and decoding as a recorded graph) against the CPU and against the same
 // pass step by step. Needs no Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
-//   decode_check [--quick | passes | graphs | choices | packed | evicting | several]   all; few cases, for a sanitizer; or one part
+//   decode_check [--quick | passes | graphs | choices | packed | evicting | several] [QUANTIZER]   all; few cases, for a sanitizer; or one part, with the
+//   quantizers whose text begins so
 #include "kernels/bind/ops.h"
 #include "tests/support/tiny_model.h"
 
@@ -17,6 +18,7 @@ using namespace keepsight::testing;
 namespace {
 
 int failures = 0, checks = 0;
+std::string_view onlyQuantizers;
 
 void expect(bool good, const std::string& what) {
     ++checks;
@@ -190,6 +192,7 @@ std::shared_ptr<const Quantizer> quantizerOf(const std::string& text, const Mode
 
 // Packed lanes: the recorded steps against the same steps as they are, to the bit; and, in fp32, against the CPU.
 void checkQuantized(const std::string& policyText, const std::string& quantText, bool grows) {
+    if (!quantText.starts_with(onlyQuantizers)) return;
     const auto weights = std::make_shared<TinyWeights>(3, 4, 2, 64);
     const auto policy = policyOf(policyText, Budget::kept(90));
     const std::shared_ptr<const Quantizer> quantizer = quantizerOf(quantText, *Model::make(weights, at::kFloat, at::kCPU));
@@ -223,6 +226,7 @@ void checkQuantized(const std::string& policyText, const std::string& quantText,
 // packed entries in the same way; in bf16 another kernel may serve, and only what does not hang on roundings is compared. least: replays that there
 // cannot be if the steps that evict go through the host.
 void checkPackedChoices(const std::string& policyText, const std::string& quantText, const Budget& budget, int least = 30) {
+    if (!quantText.starts_with(onlyQuantizers)) return;
     const auto weights = std::make_shared<TinyWeights>(3, 4, 2, 64);
     const auto policy = policyOf(policyText, budget);
     const std::vector<TokenId> ids = tinyIds(130), next = tinyIds(120, 3);
@@ -260,12 +264,16 @@ void checkPackedChoices(const std::string& policyText, const std::string& quantT
     }
 }
 
+constexpr const char* Across[] = {"hqq_rtn:residual=40", "hqq_rtn:axis_key=0,bits=2,group=16,residual=30", "outlier_rtn:axis_key=0,threshold=1,residual=40", "layerquant:bits=8,end=1,range_bits=4"}; // groups across heads
+
 void checkAllPackedChoices() {
     for (const auto& [policy, budget] : {std::pair("tova", Budget::removed(0.3)), {"streaming_llm:rope=original", Budget::kept(90)}, {"snapkv:window=8,timing=each_step", Budget::removed(0.3)},
                                          {"knorm:timing=each_step", Budget::kept(90)}, {"h2o:granularity=query_head", Budget::kept(90)}})
         for (const char* quantizer : {"kivi:bits=2,residual=32", "kvquant"}) checkPackedChoices(policy, quantizer, budget);
     for (const char* quantizer : {"kivi:bits=4,residual=32", "hqq_rtn:axis_value=1,group=32,residual=40", "kvquant", "outlier_rtn:axis_value=1,threshold=1"})
         for (const auto& [policy, budget] : {std::pair("h2o", Budget::kept(90)), {"tskip", Budget::removed(0.3)}}) checkPackedChoices(policy, quantizer, budget);
+    for (const char* quantizer : Across)
+        for (const auto& [policy, budget] : {std::pair("h2o", Budget::kept(90)), {"tova", Budget::removed(0.3)}}) checkPackedChoices(policy, quantizer, budget, 80);
 }
 
 void checkAllPackedChoicesOfSeveral() { // entries that go at once
@@ -277,7 +285,11 @@ void checkAllPackedChoicesOfSeveral() { // entries that go at once
     checkPackedChoices("h2o:heads=ada,granularity=query_head", "kivi:bits=2,residual=32", Budget::removed(0.3));
     checkPackedChoices("random:timing=every:3", "kvquant", Budget::kept(90), 80);
     checkPackedChoices("pyramidkv:window=8,timing=every:3", "kivi:bits=8,group=16,residual=16", Budget::kept(90), 80); // other numbers in other layers
-    for (const char* quantizer : {"hqq_rtn:residual=40", "layerquant"}) checkPackedChoices("knorm:timing=every:3", quantizer, Budget::kept(90)); // values across heads: the host evicts
+    for (const char* quantizer : Across) {
+        checkPackedChoices("knorm:timing=every:3", quantizer, Budget::kept(90), 80);
+        checkPackedChoices("h2o:timing=every:16", quantizer, Budget::removed(0.3), 80);
+        checkPackedChoices("snapkv:window=8,timing=each_step,heads=ada", quantizer, Budget::kept(90));
+    }
 }
 
 void checkAllQuantized() {
@@ -332,11 +344,13 @@ int main(int argc, char** argv) {
     at::manual_seed(1);
     std::setvbuf(stdout, nullptr, _IOLBF, 0);
     const std::string_view part = argc > 1 ? argv[1] : "";
+    if (argc > 2) onlyQuantizers = argv[2];
     if (part == "--quick") { // for compute-sanitizer
         checkMatvec(at::kBFloat16, 33, 64), checkMatvec(at::kBFloat16, 18002, 104), checkMatvec(at::kBFloat16, 6, 80000), checkRopeAppend(at::kBFloat16, 3, 3, 80), checkCausal(at::kBFloat16, 2, 4, 64, 33, 70);
         checkSums(at::kBFloat16, 2, 4, 64, 130, 200, 16, 16), checkSums(at::kBFloat16, 2, 4, 128, 300, 300, 24, 100);
         checkGraph("snapkv:window=8", true);
         checkQuantized("full", "kivi:bits=4,residual=32", true);
+        checkPackedChoices("h2o", "hqq_rtn:axis_key=0,residual=40", Budget::kept(90), 80);
         for (const char* policy : {"h2o", "streaming_llm", "tokenselect:init=4,top_k=20,local=16,theta=0.5"}) checkChoices(policy, Budget::kept(40));
     }
     const auto wanted = [&](std::string_view name) { return part.empty() || part == name; };

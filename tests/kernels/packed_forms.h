@@ -59,10 +59,11 @@ inline MadeSide makePackedSide(const std::vector<int64_t>& lengths, int64_t dim,
     at::Tensor decoded = at::zeros({heads, most[1] + 1, dim});
     if (form.across && all > 0) {
         s.across = true;
-        const int64_t width = (all * dim + form.across - 1) / form.across;
-        const at::Tensor codes = at::randint(0, levels, {1, form.across, width}).to(at::kByte);
-        s.codes = ops::pack_codes(codes, form.bits), s.scale = halves({1, 1, width}, step), s.zero = at::randn({1, 1, width}).to(at::kHalf);
-        const at::Tensor flat = (numbers(codes) * s.scale.to(at::kFloat) + s.zero.to(at::kFloat)).flatten();
+        const int64_t width = (all * dim + form.across - 1) / form.across, room = width % 4 == 0 ? width / 32 * 32 + 64 : width + width % 3; // in whole words, too
+        const at::Tensor codes = at::randint(0, levels, {1, form.across, room}).to(at::kByte);
+        s.codes = ops::pack_codes(codes, form.bits), s.scale = halves({1, 1, room}, step), s.zero = at::randn({1, 1, room}).to(at::kHalf);
+        const at::Tensor flat = (numbers(codes) * s.scale.to(at::kFloat) + s.zero.to(at::kFloat)).narrow(2, 0, width).flatten();
+        s.scale.narrow(2, width, room - width).fill_(NAN), s.zero.narrow(2, width, room - width).fill_(NAN);
         for (int64_t h = 0; h < heads; ++h) {
             const auto i = static_cast<std::size_t>(h);
             decoded[h].narrow(0, 0, coded[i]).copy_(flat.narrow(0, before[i] * dim, coded[i] * dim).view({coded[i], dim}));

@@ -2,6 +2,9 @@
 #include "kernels/bind/quantize.h"
 #include "tests/kernels/support.h"
 
+#include <functional>
+#include <limits>
+
 using namespace keepsight;
 using namespace keepsight::test;
 
@@ -60,6 +63,163 @@ private Q_SLOTS:
         QVERIFY(at::equal(rows.codes, std::get<0>(expected)));
         QVERIFY(at::equal(rows.scale, std::get<1>(expected)) && at::equal(rows.zero, std::get<2>(expected)));
         QVERIFY_THROWS_EXCEPTION(EngineError, ops::pack_groups(x, bits, dim + 1, 5e-5));
+    }
+
+    void packsAcrossHeadsAnew_data() {
+        QTest::addColumn<int>("bits");
+        QTest::addColumn<int>("dim");
+        QTest::addColumn<int>("group");
+        for (int bits : {2, 3, 4, 8})
+            for (const auto& [dim, group] : {std::pair{64, 64}, {64, 16}, {128, 64}, {80, 16}, {31, 31}, {6, 1}})
+                QTest::addRow("%d bits, %d by %d", bits, dim, group) << bits << dim << group;
+    }
+    // Against the rows themselves, coded as a whole after every change.
+    void packsAcrossHeadsAnew() {
+        QFETCH(int, bits);
+        QFETCH(int, dim);
+        QFETCH(int, group);
+        constexpr int64_t Heads = 3, Room = 140; // entries
+        const int64_t capacity = Room * dim / group;
+        ops::AcrossCodes across{at::zeros({1, group, packedBytes(capacity, bits)}, at::kByte),
+                                at::full({1, 1, capacity}, NAN, at::kHalf),
+                                at::full({1, 1, capacity}, NAN, at::kHalf),
+                                at::zeros({Heads}, at::kInt),
+                                bits,
+                                dim,
+                                5e-5};
+        std::vector<at::Tensor> rows(Heads, at::zeros({0, dim})); // of each head, as they were last decoded
+        const auto changed = [&] {
+            std::vector<int32_t> lengths;
+            for (const at::Tensor& r : rows)
+                lengths.push_back(static_cast<int32_t>(r.size(0)));
+            const at::Tensor all = at::cat(rows);
+            const int64_t width = all.numel() / group;
+            if (!at::equal(across.lengths, at::tensor(lengths, at::kInt))) return false;
+            if (width == 0) return true;
+            const at::Tensor table = all.reshape({1, group, width});
+            const auto [low, high] = at::aminmax(table, 1, true);
+            const ops::Affine a = ops::affine(low, high, bits, 5e-5);
+            const at::Tensor codes = ops::codes(table, a.scale, a.zero, bits),
+                             decoded = (codes.to(at::kFloat) * a.scale.to(at::kFloat) + a.zero.to(at::kFloat)).view({-1, dim});
+            for (int64_t h = 0, begin = 0; h < Heads; begin += lengths[static_cast<size_t>(h++)])
+                rows[static_cast<size_t>(h)] = decoded.narrow(0, begin, lengths[static_cast<size_t>(h)]);
+            return at::equal(ops::unpack_codes(across.codes, bits, capacity).narrow(2, 0, width), codes) &&
+                   at::equal(across.scale.narrow(2, 0, width), a.scale) && at::equal(across.zero.narrow(2, 0, width), a.zero);
+        };
+        const auto come = [&](int64_t most, const std::vector<int32_t>& counts) {
+            const at::Tensor x = random({Heads, most, dim}, static_cast<unsigned>(most) + 7, at::kFloat, 3);
+            ops::repack_across(across, {}, x, counts.empty() ? std::optional<at::Tensor>() : at::tensor(counts, at::kInt));
+            for (size_t h = 0; h < Heads; ++h)
+                rows[h] = at::cat({rows[h], x[static_cast<int64_t>(h)].narrow(0, 0, counts.empty() ? most : counts[h])});
+        };
+        const auto go = [&](const at::Tensor& gone) {
+            ops::repack_across(across, gone, {}, {});
+            for (size_t h = 0; h < Heads; ++h) {
+                const at::Tensor left = at::ones({rows[h].size(0)}, at::kBool);
+                for (int64_t i = 0; i < gone.size(1); ++i)
+                    if (const int entry = gone[static_cast<int64_t>(h)][i].item<int>(); entry >= 0 && entry < left.size(0))
+                        left[entry] = false;
+                rows[h] = rows[h].index_select(0, left.nonzero().flatten());
+            }
+        };
+        come(30, {});
+        QVERIFY(changed());
+        go(at::tensor({0, 17, 29}, at::kInt).view({Heads, 1}));
+        QVERIFY(changed());
+        go(at::tensor({-1, -1, 3, -1, 28, 40, 0, 1, 2}, at::kInt).view({Heads, 3}));
+        QVERIFY(changed());
+        come(19, {19, 0, 4});
+        QVERIFY(changed());
+        const at::Tensor codes = across.codes.clone(), scale = across.scale.clone(), lengths = across.lengths.clone();
+        go(at::tensor({-1, -1, -1, 48, 60, 99}, at::kInt).view({Heads, 2})), come(5, {0, 0, 0}); // nothing: values are not rounded again
+        QVERIFY(at::equal(across.codes, codes) && at::equal(across.scale.nan_to_num(), scale.nan_to_num()) &&
+                at::equal(across.lengths, lengths));
+        go(at::arange(60, at::kInt).unsqueeze(0) + at::tensor({0, 1, 5}, at::kInt).unsqueeze(1));
+        QVERIFY(changed());
+        come(46, {40, 46, 1});
+        QVERIFY(changed());
+        go(at::arange(60, at::kInt).expand({Heads, 60}));
+        QVERIFY(changed());
+        come(46, {46, 46, 46});
+        QVERIFY(changed());
+        QVERIFY_THROWS_EXCEPTION(EngineError, come(46, {0, 0, 3})); // no room
+    }
+    void refusesArraysThatDoNotFit() {
+        const ops::AcrossCodes good{at::zeros({1, 16, 20}, at::kByte),
+                                    at::zeros({1, 1, 40}, at::kHalf),
+                                    at::zeros({1, 1, 40}, at::kHalf),
+                                    at::zeros({3}, at::kInt),
+                                    4,
+                                    64,
+                                    0};
+        const at::Tensor x = at::zeros({3, 2, 64}), gone = at::zeros({3, 1}, at::kInt);
+        const auto call = [&](const std::function<void(ops::AcrossCodes&)>& change, const at::Tensor& g, const at::Tensor& rows,
+                              const std::optional<at::Tensor>& counts) {
+            ops::AcrossCodes bad = good;
+            change(bad);
+            ops::repack_across(bad, g, rows, counts);
+        };
+        const auto nothing = [](ops::AcrossCodes&) {};
+        call(nothing, gone, x, gone.flatten());
+        QVERIFY_THROWS_EXCEPTION(EngineError, call([](auto& a) { a.bits = 5; }, gone, x, {}));
+        QVERIFY_THROWS_EXCEPTION(EngineError, call([](auto& a) { a.bits = 8; }, gone, x, {}));
+        QVERIFY_THROWS_EXCEPTION(EngineError, call([](auto& a) { a.dim = 40; }, gone, x, {}));
+        QVERIFY_THROWS_EXCEPTION(EngineError, call([](auto& a) { a.scale = a.scale.to(at::kFloat); }, gone, x, {}));
+        QVERIFY_THROWS_EXCEPTION(EngineError, call([](auto& a) { a.zero = a.zero.narrow(2, 0, 39); }, gone, x, {}));
+        QVERIFY_THROWS_EXCEPTION(EngineError, call(nothing, gone.to(at::kLong), x, {}));
+        QVERIFY_THROWS_EXCEPTION(EngineError, call(nothing, gone.narrow(0, 0, 2), x, {}));
+        QVERIFY_THROWS_EXCEPTION(EngineError, call(nothing, gone, x.narrow(2, 0, 32), {}));
+        QVERIFY_THROWS_EXCEPTION(EngineError, call(nothing, gone, x.to(at::kHalf), {}));
+        QVERIFY_THROWS_EXCEPTION(EngineError, call(nothing, gone, x, at::zeros({2}, at::kInt)));
+    }
+
+    void appendsChannels_data() {
+        QTest::addColumn<int>("bits");
+        QTest::addColumn<int>("dim");
+        QTest::addColumn<int>("group");
+        for (int bits : {2, 3, 4, 8})
+            for (const auto& [dim, group] : {std::pair{64, 32}, {128, 16}, {33, 4}, {7, 1}})
+                QTest::addRow("%d bits, %d by %d", bits, dim, group) << bits << dim << group;
+    }
+    void appendsChannels() {
+        QFETCH(int, bits);
+        QFETCH(int, dim);
+        QFETCH(int, group);
+        constexpr int64_t Heads = 3, Groups = 3;
+        const at::Tensor x = random({Heads, Groups * group, dim}, 5, at::kFloat, 3), lengths = at::tensor({5, 0, 11}, at::kInt),
+                         groups = at::tensor({2, 0, 1}, at::kInt);
+        for (const bool all : {false, true}) {
+            const at::Tensor counts = at::tensor({2 * group, 0, 3 * group}, at::kInt), ends = at::full({Heads, 6}, -7, at::kInt);
+            ops::ChannelCodes to{at::zeros({Heads, 11 + 3 * group, packedBytes(dim, bits)}, at::kByte),
+                                 at::zeros({Heads, 6, dim}, at::kHalf),
+                                 at::zeros({Heads, 6, dim}, at::kHalf),
+                                 ends,
+                                 lengths,
+                                 groups,
+                                 bits,
+                                 group,
+                                 5e-5};
+            ops::append_channels(to, x, all ? std::optional<at::Tensor>() : counts);
+            for (int64_t h = 0; h < Heads; ++h) {
+                const int64_t length = lengths[h].item<int>(), row = groups[h].item<int>(),
+                              packs = all ? Groups : counts[h].item<int>() / group;
+                for (int64_t g = 0; g < packs; ++g) {
+                    const at::Tensor rows = x[h].narrow(0, g * group, group);
+                    const auto [low, high] = at::aminmax(rows, 0, true);
+                    const ops::Affine a = ops::affine(low, high, bits, 5e-5);
+                    QVERIFY(at::equal(to.codes[h].narrow(0, length + g * group, group),
+                                      ops::pack_codes(ops::codes(rows, a.scale, a.zero, bits), bits)));
+                    QVERIFY(at::equal(to.scale[h][row + g], a.scale[0]) && at::equal(to.zero[h][row + g], a.zero[0]));
+                    QCOMPARE(ends[h][row + g].item<int>(), static_cast<int>(length + (g + 1) * group));
+                }
+                QVERIFY(to.codes[h].narrow(0, 0, length).count_nonzero().item<int>() == 0 &&
+                        to.scale[h].narrow(0, 0, row).count_nonzero().item<int>() == 0);
+                for (int64_t g = packs; row + g < 6; ++g)
+                    QVERIFY(ends[h][row + g].item<int>() == -7 || ends[h][row + g].item<int>() == std::numeric_limits<int32_t>::max());
+            }
+            QVERIFY_THROWS_EXCEPTION(EngineError, ops::append_channels(to, x.narrow(2, 0, dim - 1), {}));
+            QVERIFY_THROWS_EXCEPTION(EngineError, ops::append_channels(to, x, at::zeros({2}, at::kInt)));
+        }
     }
 
     void reads_data() {

@@ -239,7 +239,6 @@ private Q_SLOTS:
                 QVERIFY(at::equal(denoted(lane.side().packedView(), capacity, shape), expected->dense(capacity)));
                 QCOMPARE(lane.side().storedBytes(), expected->storedBytes());
             }
-            if (lane.side().acrossHeads()) continue;
             QVERIFY2(lane.kinds() <= 4, qPrintable(QString("%1 kinds of steps").arg(lane.kinds()))); // before and after entries go, with and without it
             QVERIFY2(lane.replays > 55, qPrintable(QString("%1 replays, %2 by the host").arg(lane.replays).arg(byHost)));
         }

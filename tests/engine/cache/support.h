@@ -8,6 +8,7 @@
 #include <QtTest>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <random>
 
 namespace keepsight::testing {
@@ -102,10 +103,10 @@ inline at::Tensor denoted(const ops::PackedSide& side, std::int64_t capacity, co
         const std::int64_t group = side.codes.size(1);
         at::Tensor table = at::empty({1, group, side.scale.size(2)}, at::kFloat);
         ops::dequantize_entries(table, side.codes, side.bits, side.scale, side.zero, at::full({1, 1}, group, at::kInt), {}, {group}, {0});
-        std::int64_t begin = 0;
+        std::int64_t begin = 0, all = std::accumulate(codes.begin(), codes.end(), std::int64_t{0});
+        const at::Tensor rows = table.narrow(2, 0, all * dim / group).reshape({-1, dim});
         for (std::int64_t h = 0; h < heads; begin += codes[static_cast<std::size_t>(h++)])
-            decoded[h].narrow(0, 0, codes[static_cast<std::size_t>(h)])
-                .copy_(table.view({-1, dim}).narrow(0, begin, codes[static_cast<std::size_t>(h)]));
+            decoded[h].narrow(0, 0, codes[static_cast<std::size_t>(h)]).copy_(rows.narrow(0, begin, codes[static_cast<std::size_t>(h)]));
     } else if (decoded.size(1) > 0) {
         at::Tensor ends = side.ends;
         if (!ends.defined() && side.groupTokens > 1)
