@@ -280,8 +280,9 @@ int budgetThatKeeps(const Policy& policy, const Place& place, const Plan& now, b
         const std::unique_ptr<const Policy> other = makePolicy(spec);
         return keptWith(*other, other->planFor(place));
     };
-    int low = kept ? 0 : std::min(now.keep, most - 1), high = most; // not kept with low, kept with high
-    if (!with(high)) return -1;
+    // Not kept with low, kept with high. A budget that kept the token bounds what it takes: some votes change with the budget, and more of it need not do better.
+    int low = kept ? 0 : std::min(now.keep, most - 1), high = kept ? std::min(now.keep, most) : most;
+    if (!with(high) && (high == most || !with(high = most))) return -1;
     while (high - low > 1) {
         const int middle = low + (high - low) / 2;
         (with(middle) ? high : low) = middle;

@@ -109,7 +109,8 @@ private Q_SLOTS:
         for (const int rows : {33, 1, 16, 100, 15, 17, 33, 32})
             for (const auto kind : {ops::OutputChange::value, ops::OutputChange::joint}) {
                 const at::Tensor changes = view.lastChanges(kind, rows), weights = view.lastSums(rows);
-                QVERIFY2(at::allclose(changes, plain.lastChanges(kind, rows), 1e-4, 1e-7), qPrintable(QString::number(rows)));
+                const double rounding = 1e-5 * changes.max().item<double>(); // changes are differences of outputs, most of which are much larger
+                QVERIFY2(at::allclose(changes, plain.lastChanges(kind, rows), 1e-4, rounding), qPrintable(QString::number(rows)));
                 QVERIFY2(at::allclose(weights, plain.lastSums(rows), 1e-4, 1e-6), qPrintable(QString::number(rows)));
                 const at::Tensor before = changes.clone(), weightsBefore = weights.clone();
                 changes.fill_(7), weights.fill_(7); // of the caller alone
