@@ -2,7 +2,7 @@
 
     python tests/bench/peers/compare_transformers.py [--rounds 5] [--dtype fp32 bf16] [--json F]
 
-Needs torch, transformers and gguf in this Python, and a built keepsight-cli; nothing else should run on the machine. Prefill is one
+Needs torch, transformers, accelerate and gguf in this Python, and a built keepsight-cli; nothing else should run on the machine. Prefill is one
 forward over 512 tokens, last logits only; decode is greedy steps after a cache of 512 and of 2048 tokens. Tokens per second, median.
 """
 import argparse
