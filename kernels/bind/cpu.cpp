@@ -202,10 +202,31 @@ at::Tensor attentionRowsCpu(const at::Tensor& q, const at::Tensor& k, const at::
     return out;
 }
 
+// The same without statistics where the processor multiplies bf16: torch's fused attention then uses matrix units that our kernels know nothing of. Entries
+// before the queries are attended to apart, and both put together by their log-sum-exps.
+std::tuple<at::Tensor, at::Tensor> fusedCausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale) {
+    const int64_t count = q.size(1), past = held - count;
+    const auto attended = [&](int64_t begin, int64_t entries, bool causal) { // [Hq, S, D], [Hq, S]
+        const auto shown = [&](const at::Tensor& x) { return x.narrow(1, begin, entries).repeat_interleave(q.size(0) / x.size(0), 0).unsqueeze(0); };
+        const auto [output, logSums] = at::_scaled_dot_product_flash_attention_for_cpu(q.unsqueeze(0), shown(k), shown(v), 0.0, causal, std::nullopt, scale);
+        return std::pair(output.squeeze(0), logSums.squeeze(0));
+    };
+    auto [output, logSums] = attended(past, count, true);
+    if (past > 0) {
+        const auto [before, sumsBefore] = attended(0, past, false);
+        const at::Tensor all = at::logaddexp(logSums, sumsBefore);
+        const auto part = [&](const at::Tensor& of, const at::Tensor& sums) { return of.to(at::kFloat) * (sums - all).exp_().unsqueeze(2); };
+        output = part(output, logSums).add_(part(before, sumsBefore)).to(q.scalar_type()), logSums = all;
+    }
+    return {output.transpose(0, 1).reshape({count, -1}), logSums.contiguous()};
+}
+
 // Heads hold `held` entries each, one a position; the queries are the newest.
 std::tuple<at::Tensor, at::Tensor> causalAttentionCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale,
                                                       const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
                                                       const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
+    constexpr int64_t Many = 64; // queries
+    if (q.scalar_type() == at::kBFloat16 && q.size(1) >= Many && !columnSum && !lastRows && !map && multipliesBf16()) return fusedCausalAttention(q, k, v, held, scale);
     const at::Tensor positions = at::arange(k.size(1), at::kInt).expand({k.size(0), k.size(1)}), lengths = at::full({k.size(0)}, held, at::kInt);
     AttentionInput input("causal_attention", q, k, &v, positions, lengths, at::arange(held - q.size(1), held, at::kInt), scale);
     at::Tensor logSumExp;

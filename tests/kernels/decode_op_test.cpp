@@ -2,6 +2,7 @@
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
 
+#include <tuple>
 #include <ATen/ATen.h>
 #include <QtTest>
 
@@ -61,6 +62,31 @@ private Q_SLOTS:
                 QVERIFY(std::abs(stats.logSumExp[h][i].item<float>() - logits.logsumexp(0).item<float>()) < 1e-5);
                 QVERIFY(at::allclose(out[i].narrow(0, h * 16, 16), at::matmul(weights, v[h / 2].narrow(0, 0, seen)), 1e-5, 1e-5));
             }
+    }
+
+    void manyQueriesInBf16SeeTheSame_data() { // where the processor multiplies bf16, another library's kernel
+        QTest::addColumn<int>("queries");
+        QTest::addColumn<int>("held");
+        for (const int queries : {63, 64, 130, 300})
+            for (const int past : {0, 1, 70, 513}) QTest::addRow("%d of %d", queries, queries + past) << queries << queries + past;
+    }
+    void manyQueriesInBf16SeeTheSame() {
+        QFETCH(int, queries);
+        QFETCH(int, held);
+        at::manual_seed(queries + held);
+        for (const auto& [heads, kvHeads, dim] : {std::tuple(9, 3, 64), {4, 4, 80}, {8, 1, 128}}) {
+            const auto made = [&](std::int64_t n, std::int64_t rows) { return at::randn({n, rows, dim}).to(at::kBFloat16); };
+            const at::Tensor q = made(heads, queries), k = made(kvHeads, held + 9), v = made(kvHeads, held + 9);
+            k.narrow(1, held, 9).fill_(NAN), v.narrow(1, held, 9).fill_(NAN); // room behind the entries
+            ops::AttentionStats stats, expected;
+            const auto wide = [](const at::Tensor& x) { return x.to(at::kFloat); };
+            const at::Tensor out = ops::causal_attention(q, k, v, held, 0.125, &stats), reference = ops::causal_attention(wide(q), wide(k), wide(v), held, 0.125, &expected);
+            QCOMPARE(out.sizes(), at::IntArrayRef({queries, heads * dim}));
+            QCOMPARE(out.scalar_type(), at::kBFloat16);
+            QVERIFY(at::allclose(wide(out), reference, 1e-2, 2e-2));
+            QCOMPARE(stats.logSumExp.sizes(), expected.logSumExp.sizes());
+            QVERIFY(at::allclose(stats.logSumExp, expected.logSumExp, 1e-4, 1e-3));
+        }
     }
 
     void refuseWhatDoesNotFit() {
