@@ -1,5 +1,6 @@
 #include "engine/cache/kv_cache.h"
 
+#include "engine/cache/stored_rows.h"
 #include "engine/data/error.h"
 #include "kernels/bind/packed.h"
 
@@ -30,19 +31,8 @@ struct IndexTensors {
 };
 
 IndexTensors indexTensors(const Selection& selection, at::Device device) {
-    IndexTensors out;
-    const auto heads = static_cast<std::int64_t>(selection.keep.size());
-    for (const auto& keep : selection.keep) out.longest = std::max(out.longest, static_cast<std::int32_t>(keep.size()));
-    out.index = at::zeros({heads, std::max(out.longest, 1)}, at::kInt);
-    out.counts = at::zeros({heads}, at::kInt);
-    for (std::int64_t h = 0; h < heads; ++h) {
-        const auto& keep = selection.keep[static_cast<std::size_t>(h)];
-        std::copy(keep.begin(), keep.end(), out.index.data_ptr<std::int32_t>() + h * out.index.size(1));
-        out.counts.data_ptr<std::int32_t>()[h] = static_cast<std::int32_t>(keep.size());
-    }
-    out.index = out.index.to(device);
-    out.counts = out.counts.to(device);
-    return out;
+    const Counts counts = sizesOf(selection.keep);
+    return {onDevice(selection.keep, device), onDevice(counts, device), longest(counts)};
 }
 
 // A statistic may be kept per query head: its rows move with the KV head they read.

@@ -50,11 +50,7 @@ public:
     void read(at::Tensor& out, const Counts& offsets) const override {
         const std::int64_t all = total(m_held);
         if (all == 0) return;
-        const auto options = at::TensorOptions().dtype(at::kFloat).device(m_shape.device);
-        at::Tensor table = at::empty({1, m_group, width()}, options);
-        ops::dequantize_entries(table, m_across.codes, m_across.bits, m_across.scale, m_across.zero,
-                                at::full({1, 1}, m_group, options.dtype(at::kInt)), {}, {m_group}, {0});
-        const at::Tensor rows = table.narrow(2, 0, columnsOf(all)).reshape({all, m_shape.headDim});
+        const at::Tensor rows = ops::decodedEntries(m_across, all);
         if (even(m_held)) return placeRows(out, rows.view({m_shape.kvHeads, m_held.front(), m_shape.headDim}), m_held, offsets);
         std::int64_t begin = 0;
         for (std::size_t h = 0; h < m_held.size(); ++h) {

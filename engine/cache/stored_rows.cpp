@@ -44,6 +44,14 @@ at::Tensor onDevice(const Counts& counts, at::Device device) {
     return at::tensor(at::ArrayRef<std::int32_t>(counts), at::TensorOptions().dtype(at::kInt)).to(device);
 }
 
+at::Tensor onDevice(const Kept& rows, at::Device device) {
+    const std::int64_t most = std::max(longest(sizesOf(rows)), 1);
+    at::Tensor out = at::zeros({static_cast<std::int64_t>(rows.size()), most}, at::kInt);
+    for (std::size_t h = 0; h < rows.size(); ++h)
+        std::copy(rows[h].begin(), rows[h].end(), out.data_ptr<std::int32_t>() + static_cast<std::int64_t>(h) * most);
+    return out.to(device);
+}
+
 at::Tensor goneBefore(const at::Tensor& entries, const at::Tensor& rows) {
     return at::searchsorted(entries, rows, true) - (entries < 0).sum(at::IntArrayRef{1}, true, at::kInt);
 }
@@ -160,11 +168,7 @@ void StoredRows::keep(const Kept& kept) {
     if (counts == m_held) return;
     const std::int64_t most = longest(counts), tight = rounded(most + 1);
     if (most > 0) {
-        at::Tensor index = at::zeros({static_cast<std::int64_t>(kept.size()), most}, at::kInt);
-        for (std::size_t h = 0; h < kept.size(); ++h)
-            std::copy(kept[h].begin(), kept[h].end(), index.data_ptr<std::int32_t>() + static_cast<std::int64_t>(h) * most);
-        index = index.to(m_lengths.device());
-        const at::Tensor lengths = onDevice(counts, m_lengths.device());
+        const at::Tensor index = onDevice(kept, m_lengths.device()), lengths = onDevice(counts, m_lengths.device());
         for (std::size_t i = 0; i < m_columns.size(); ++i) {
             at::Tensor column = this->column(i);
             ops::compact_entries(column, index, lengths);

@@ -41,13 +41,8 @@ std::vector<Branch::Eviction> leftOut(LayerIndex layer, const CacheLayer& entrie
 
 // Rows of one head lie behind each other.
 at::Tensor gatherStatistic(const at::Tensor& statistic, const Selection& selection, std::int64_t capacity) {
-    const std::int64_t rows = statistic.size(0), heads = static_cast<std::int64_t>(selection.keep.size()), most = longest(sizesOf(selection.keep));
-    at::Tensor index = at::full({heads, most}, -1, at::kLong);
-    for (std::int64_t h = 0; h < heads; ++h) std::ranges::copy(selection.keep[static_cast<std::size_t>(h)], index.data_ptr<std::int64_t>() + h * most);
-    index = index.to(statistic.device()).repeat_interleave(rows / heads, 0);
-    at::Tensor out = at::zeros({rows, capacity}, statistic.options());
-    out.narrow(1, 0, most).copy_(statistic.gather(1, index.clamp_min(0)).masked_fill_(index < 0, 0));
-    return out;
+    const auto forRows = [&](const at::Tensor& perHead) { return repeatHeads(perHead, statistic.size(0) / perHead.size(0)); };
+    return ops::gather_entries(statistic, forRows(onDevice(selection.keep, statistic.device())), forRows(onDevice(sizesOf(selection.keep), statistic.device())), capacity);
 }
 
 } // namespace

@@ -225,6 +225,14 @@ void append_channels(ChannelCodes& to, const at::Tensor& x, const OptionalTensor
                hasCounts ? counts : OptionalTensor(), to.bits, to.group, to.leastScale);
 }
 
+at::Tensor decodedEntries(const AcrossCodes& across, int64_t held) {
+    const int64_t group = across.codes.size(1); // one head of so many entries, each column a channel
+    at::Tensor table = at::empty({1, group, across.scale.size(2)}, across.scale.options().dtype(at::kFloat));
+    dequantize_entries(table, across.codes, across.bits, across.scale, across.zero, at::full({1, 1}, group, across.lengths.options()), {},
+                       {group}, {0});
+    return table.narrow(2, 0, held * across.dim / group).reshape({held, across.dim});
+}
+
 std::optional<AcrossCodes> repacked_across(const AcrossCodes& across, const OptionalTensor& gone, const OptionalTensor& x,
                                            const OptionalTensor& counts) {
     const auto onHost = [](const at::Tensor& t) { return t.to(at::kCPU).contiguous(); };
@@ -255,10 +263,7 @@ std::optional<AcrossCodes> repacked_across(const AcrossCodes& across, const Opti
     if (whole && all == before) return {};
     at::Tensor rows = at::empty({0, dim}, across.scale.options().dtype(at::kFloat)); // [entries, D]
     if (before > 0) {
-        at::Tensor table = at::empty({1, group, across.scale.size(2)}, rows.options());
-        dequantize_entries(table, across.codes, bits, across.scale, across.zero, at::full({1, 1}, group, across.lengths.options()), {},
-                           {group}, {0});
-        rows = table.narrow(2, 0, before * dim / group).reshape({before, dim});
+        rows = decodedEntries(across, before);
         if (!whole) rows = rows.index_select(0, at::tensor(at::IntArrayRef(index), at::kLong).to(rows.device()));
     }
     if (x) {

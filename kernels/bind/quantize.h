@@ -45,6 +45,8 @@ struct AcrossCodes {
     int64_t bits = 4, dim = 0;
     double leastScale = 0;
 };
+// All `held` entries as numbers, [held, D] fp32, those of the heads behind each other.
+at::Tensor decodedEntries(const AcrossCodes& across, int64_t held);
 // Has entries gone[h, :] of each head go, [H, n] int32 ascending behind those below 0, which are none (as are those behind its length), and
 // the first counts[h] rows (without counts: all) of x [H, S, D] fp32 come behind the rest; in place. Where anything goes or comes all
 // values are decoded and make groups anew. There must be room: devices do not look.

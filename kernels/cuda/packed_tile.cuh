@@ -42,7 +42,6 @@ struct CodeTile {
     static constexpr bool Narrow = Row < 32; // a plane is 16 channels, half a block
     static constexpr unsigned Mask = ((1u << Bits) - 1) * 0x10001u;
 
-
     // Entry of row r of the matrices, among 8: of the rows r = 0 … 3, 4 … 7, of the even and of the odd ones, each time one ends in 0, one in 1, 2 and 3 modulo 4.
     __device__ static int entry(int r) { return static_cast<int>(0x53427160u >> (4 * r) & 7); }
     // Rows low … high − 1 of a unit. head: the codes; row 0 is that of entry `begin`.
