@@ -30,8 +30,12 @@ struct IndexTensors {
     std::int32_t longest = 0;
 };
 
-IndexTensors indexTensors(const Selection& selection, at::Device device) {
+IndexTensors indexTensors(const Selection& selection, const Counts& held, at::Device device) {
     const Counts counts = sizesOf(selection.keep);
+    if (counts == held && even(held)) { // all of them: nothing has to be brought
+        const at::Tensor each = at::arange(std::max(held.front(), 1), at::TensorOptions().dtype(at::kInt).device(device));
+        return {each.expand({static_cast<std::int64_t>(held.size()), -1}).contiguous(), onDevice(counts, device), held.front()};
+    }
     return {onDevice(selection.keep, device), onDevice(counts, device), longest(counts)};
 }
 
@@ -324,7 +328,7 @@ void KvCache::compact(LayerIndex index, const Selection& selection) {
     checkEvictable(l);
     ++m_layout;
     m_whole = false;
-    const IndexTensors kept = indexTensors(selection, m_device);
+    const IndexTensors kept = indexTensors(selection, l.held, m_device);
     const std::int64_t tight = roundedCapacity(kept.longest + CapacityStep);
     if (m_quantizer) {
         l.storedKeys->keep(selection);
@@ -384,7 +388,7 @@ KvCache KvCache::branch(const std::vector<Selection>& selections, RopeMode rope,
             layOut(to, from, &selections[i].keep, more);
             continue;
         }
-        const IndexTensors kept = indexTensors(selections[i], m_device);
+        const IndexTensors kept = indexTensors(selections[i], from.held, m_device);
         const std::int64_t capacity = roundedCapacity(kept.longest + headroom);
         const std::int64_t room = out.m_quantizer ? std::max(kept.longest, 1) : capacity; // packed at once, or where it stays
         at::Tensor keys = ops::gather_entries(from.keys, kept.index, kept.counts, room);

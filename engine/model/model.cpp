@@ -16,6 +16,12 @@ at::Tensor LayerView::lastRows(std::int64_t count) const {
     const std::int64_t have = queries.size(1);
     if (have < count)
         throw EngineError("policy: attention of the last " + std::to_string(count) + " queries was asked for, only " + std::to_string(have) + " were kept");
+    if (count == 1 && !keys.device().is_cpu()) { // the newest query alone: a device walks the keys as it does while decoding
+        ops::AttentionStats stats;
+        stats.lastRows = at::empty({queries.size(0), 1, keys.size(1)}, queries.options().dtype(at::kFloat));
+        ops::attention(queries.narrow(1, have - 1, 1), keys, keys, entries.positions, entries.lengths, queryPositions.narrow(0, have - 1, 1), scale, &stats);
+        return stats.lastRows;
+    }
     return ops::attention_rows(queries.narrow(1, have - count, count), keys, entries.positions, entries.lengths,
                                queryPositions.narrow(0, have - count, count), scale);
 }

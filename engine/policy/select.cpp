@@ -216,6 +216,11 @@ Selection selectAdaptive(const Scores& scores, const std::vector<std::int32_t>& 
 } // namespace
 
 Selection select(const at::Tensor& tensor, const std::vector<std::int32_t>& held, const Plan& plan, std::string* notice) {
+    if (tensor.defined() && !tensor.device().is_cpu() && selectsThere(held, plan)) {
+        const std::int32_t keep = std::max(1, plan.keep);
+        sayWhatGaveWay(plan.protect, affordable(plan.protect, keep), keep, notice);
+        return selectThere(tensor, held, plan);
+    }
     const Scores scores(tensor);
     if (plan.adaptive) return selectAdaptive(scores, held, plan, notice);
     Selection out;

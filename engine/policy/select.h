@@ -13,10 +13,15 @@ namespace keepsight {
 // plan.adaptive, keep × heads in all heads together, if plan.chunk, the same share of every chunk.
 // scores [kvHeads, ≥ held] fp32 in any memory, or undefined: the newer the better. Ties: the larger position wins, then the lower head.
 // NaN counts as −inf. If the protected entries alone exceed the budget, recents shrink to keep − sinks, then sinks; notice says so.
+// Scores on a device are ranked there where selectThere() can, and only what stays comes to the host.
 Selection select(const at::Tensor& scores, const std::vector<std::int32_t>& held, const Plan& plan, std::string* notice = nullptr);
 
 // What a plan protects where more entries are held than `keep` may stay: recents give way first, then sinks.
 Protect affordable(const Protect& wanted, std::int32_t keep);
+
+// The same where the scores lie, for heads that hold equally many, more than stay, and are not cut into chunks. scores [kvHeads, ≥ held] fp32.
+bool selectsThere(const std::vector<std::int32_t>& held, const Plan& plan);
+Selection selectThere(const at::Tensor& scores, const std::vector<std::int32_t>& held, const Plan& plan);
 
 // How select() would choose in a step that is made on a device: what its work depends on beside numbers that lie there.
 struct DeviceChoice {

@@ -12,6 +12,7 @@
 // everything, while start = end = 1 admits single tokens as the original does, down to the reservoir's shortest; norm = low turns the order round;
 // force_recent = r leaves the newest r tokens undecided: each is judged when it leaves this window.
 #include "engine/policy/policy.h"
+#include "engine/policy/select.h"
 
 #include <ATen/ATen.h>
 #include <algorithm>
@@ -221,10 +222,12 @@ private:
     }
     // The `count` largest of those behind the anchors; of equals the later one.
     static void takeLongest(std::vector<char>& stays, const std::vector<float>& norms, std::int64_t anchors, std::int64_t count) {
-        std::vector<std::size_t> order(norms.size() - static_cast<std::size_t>(anchors));
-        std::iota(order.begin(), order.end(), static_cast<std::size_t>(anchors));
-        std::ranges::sort(order, [&](std::size_t a, std::size_t b) { return norms[a] > norms[b] || (norms[a] == norms[b] && a > b); });
-        for (std::int64_t i = 0; i < std::clamp<std::int64_t>(count, 0, static_cast<std::int64_t>(order.size())); ++i) stays[order[static_cast<std::size_t>(i)]] = 1;
+        const std::int64_t others = std::ssize(norms) - anchors;
+        if (count < 1 || others < 1) return;
+        const at::Tensor scores = at::from_blob(const_cast<float*>(norms.data()) + anchors, {1, others}, at::kFloat); // only read
+        const Plan plan{.keep = static_cast<int>(std::min(count, others)), .protect = {}, .window = 0, .notice = {}};
+        const Selection best = select(scores, {static_cast<std::int32_t>(others)}, plan);
+        for (const std::int32_t i : best.keep.front()) stays[static_cast<std::size_t>(anchors + i)] = 1;
     }
 
     int m_anchors = 8, m_reservoir = 64, m_forceRecent = 0;

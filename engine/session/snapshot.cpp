@@ -70,11 +70,24 @@ private:
         kept = all.narrow(1, all.size(1) - n, n).clone();
     }
     void addMoments(const LayerView& view, QueryMoments& moments) const {
-        const at::Tensor counted = view.plainQueries.index_select(1, at::nonzero(view.queryPositions >= m_s.m_options.queryMoments).squeeze(1)).to(at::kDouble);
-        const at::Tensor sum = counted.sum(1), products = at::matmul(counted.transpose(1, 2), counted);
+        const std::int64_t fresh = view.plainQueries.size(1), before = view.entries.held.front() - fresh, skipped = std::clamp<std::int64_t>(m_s.m_options.queryMoments - before, 0, fresh);
+        const at::Tensor counted = view.plainQueries.narrow(1, skipped, fresh - skipped);
+        constexpr std::int64_t Rows = 1024;
+        const std::int64_t whole = counted.size(1) / Rows * Rows;
+        if (whole > 0) addBlocks(counted.narrow(1, 0, whole).unflatten(1, {-1, Rows}), moments);
+        if (whole < counted.size(1)) addBlocks(counted.narrow(1, whole, counted.size(1) - whole).unsqueeze(1), moments);
+    }
+    // x [heads, blocks, rows, D]. On a device products of 16-bit numbers, exact in fp32, are summed in it within a block, by the matrix units; all else in fp64.
+    static void addBlocks(const at::Tensor& x, QueryMoments& moments) {
+        const bool narrow = !x.is_cpu() && x.element_size() == 2;
+        const at::Tensor rows = (narrow ? x : x.to(at::kDouble)).flatten(0, 1), ones = at::ones({rows.size(0), 1, rows.size(1)}, rows.options());
+        const auto times = [&](const at::Tensor& left) { // [heads, …, D] fp64
+            return (narrow ? at::bmm(left, rows, at::kFloat) : at::bmm(left, rows)).unflatten(0, {x.size(0), -1}).sum(1, false, at::kDouble);
+        };
+        const at::Tensor sum = times(ones).squeeze(1), products = times(rows.transpose(1, 2));
         moments.sum = moments.count ? moments.sum + sum : sum;
         moments.products = moments.count ? moments.products + products : products;
-        moments.count += counted.size(1);
+        moments.count += x.size(1) * x.size(2);
     }
 
     Snapshot& m_s;
@@ -169,7 +182,7 @@ std::shared_ptr<const Snapshot::Scored> Snapshot::scored(const Policy& policy, c
     const at::Tensor sums = needs.columnSums ? m_sums.at(needs.sum)[static_cast<std::size_t>(layer.value)] : at::Tensor();
     fresh->statistic = policy.statistic(sight.view, plan, sums);
     const at::Tensor score = policy.score(sight.view, plan, fresh->statistic);
-    fresh->scores = score.defined() ? score.to(at::kCPU, at::kFloat).contiguous() : score;
+    fresh->scores = score.defined() ? score.to(at::kFloat).contiguous() : score;
     const std::lock_guard lock(m_mutex);
     if (const auto known = remembered()) return known; // another thread was faster
     auto& all = m_scored[of];

@@ -80,7 +80,7 @@ public:
 private:
     explicit Snapshot(KvCache cache) : m_cache(std::move(cache)) {}
     struct Scored {
-        at::Tensor scores, statistic; // scores on the host
+        at::Tensor scores, statistic; // scores [kvHeads, ≥ held] fp32; both where the cache is
     };
     std::shared_ptr<const Scored> scored(const Policy& policy, const Plan& plan, LayerIndex layer) const;
     Place place(LayerIndex layer, const Quantizer* quantizer) const;

@@ -1,6 +1,6 @@
 // The plain passes of a device (matvec, rope_append, causal_attention, and decoding as a recorded graph) against the CPU and against the same
 // pass step by step. Needs no Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
-//   decode_check [--quick | passes | graphs | choices | packed | evicting | several] [QUANTIZER]   all; few cases, for a sanitizer; or one part, with the
+//   decode_check [--quick | passes | selects | graphs | choices | packed | evicting | several] [QUANTIZER]   all; few cases, for a sanitizer; or one part, with the
 //   quantizers whose text begins so
 #include "kernels/bind/ops.h"
 #include "tests/support/tiny_model.h"
@@ -302,6 +302,21 @@ void checkAllQuantized() {
     checkQuantized("snapkv:window=8,heads=ada", "kivi:bits=4,residual=32", true);
 }
 
+// What stays after a prefill, ranked on the device and on the host.
+void checkSelect(int held, bool shared, bool ties) {
+    constexpr int Heads = 8;
+    at::Tensor scores = ties ? at::randint(-30, 30, {Heads, held + 7}).to(at::kFloat) : at::randn({Heads, held + 7});
+    scores[1][held / 2] = NAN, scores[2][held / 3] = INFINITY, scores[3][held / 4] = -INFINITY;
+    const std::vector<std::int32_t> all(Heads, held);
+    for (const double part : {0.01, 0.1, 0.5, 0.9})
+        for (const Protect protect : {Protect{0, 0}, Protect{4, 64}}) {
+            const Plan plan{.keep = std::max(1, static_cast<int>(part * held)), .protect = protect, .adaptive = shared};
+            std::string here, there;
+            expect(select(scores, all, plan, &here).keep == select(gpu(scores), all, plan, &there).keep && here == there,
+                   "select " + std::to_string(plan.keep) + " of " + std::to_string(held) + (shared ? " shared" : "") + (ties ? " ties" : ""));
+        }
+}
+
 void checkAllChoices() {
     for (const char* policy : {"h2o", "h2o:agg=max,history=last", "h2o:granularity=query_head", "tova", "knorm:timing=each_step", "snapkv:window=8,timing=each_step", "window", "streaming_llm",
                                "streaming_llm:rope=original", "attn:timing=each_step", "observed_attention:timing=every:3", "pyramidkv:window=8,timing=each_step", "kvcV", "kvcVK+maxpool", "kvcK+avgpool",
@@ -355,6 +370,10 @@ int main(int argc, char** argv) {
     }
     const auto wanted = [&](std::string_view name) { return part.empty() || part == name; };
     if (wanted("passes")) checkAllPasses();
+    if (wanted("selects"))
+        for (const int held : {33, 4097, 32768, 150001})
+            for (const bool shared : {false, true})
+                for (const bool ties : {false, true}) checkSelect(held, shared, ties);
     if (wanted("graphs"))
         for (const char* policy : {"full", "snapkv:window=8", "snapkv:window=8,heads=ada", "streaming_llm:rope=original,timing=prefill_end"})
             for (const bool grows : {false, true}) checkGraph(policy, grows);

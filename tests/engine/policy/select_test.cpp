@@ -98,6 +98,35 @@ private Q_SLOTS:
             QCOMPARE(found.keep[h], expected[h]);
         }
     }
+    // What a device is asked for after a prefill, with ties, NaN, infinities and protection that gives way.
+    void choosesWhereScoresLieAsOnTheHost_data() {
+        QTest::addColumn<int>("held");
+        QTest::addColumn<bool>("shared");
+        QTest::addColumn<bool>("ties");
+        for (const int held : {2, 31, 33, 4097})
+            for (const bool shared : {false, true})
+                for (const bool ties : {false, true}) QTest::addRow("%d entries, %s, %s", held, shared ? "heads share" : "each head", ties ? "ties" : "distinct") << held << shared << ties;
+    }
+    void choosesWhereScoresLieAsOnTheHost() {
+        QFETCH(int, held);
+        QFETCH(bool, shared);
+        QFETCH(bool, ties);
+        constexpr int Heads = 5;
+        at::manual_seed(held);
+        at::Tensor scores = ties ? at::randint(-3, 4, {Heads, held + 7}).to(at::kFloat) : at::randn({Heads, held + 7});
+        if (held > 2) scores[1][7] = NAN, scores[2][5] = INFINITY, scores[3][9] = -INFINITY;
+        const std::vector<std::int32_t> all(Heads, held);
+        for (const double part : {0.001, 0.1, 0.5, 0.97})
+            for (const Protect protect : {Protect{0, 0}, Protect{2, 3}, Protect{0, 40}, Protect{50, 1}})
+                for (const double floor : {0.0, 0.2, 1.0}) {
+                    const Plan plan{.keep = static_cast<int>(part * held), .protect = protect, .adaptive = shared, .adaptiveFloor = floor};
+                    QVERIFY(selectsThere(all, plan));
+                    QCOMPARE(selectThere(scores, all, plan).keep, select(scores, all, plan).keep);
+                }
+        QVERIFY(!selectsThere(all, {.keep = held}));
+        QVERIFY(!selectsThere({held, held + 1}, {.keep = 1}));
+        QVERIFY(!selectsThere(all, {.keep = 1, .chunk = 8}));
+    }
     // The choice that a device makes by itself, with ties, NaN, infinities, ragged heads, protection.
     void choosesOnADeviceAsOnTheHost_data() {
         QTest::addColumn<bool>("shared");
