@@ -45,21 +45,19 @@ public:
         const at::Tensor next = (last.max().to(at::kLong) + 1).clamp_min(view.moments->count + m_sinks);
         const at::Tensor rotation = meanRotation(view.inverseFrequencies, next, m_future);
         const at::Tensor mean = view.moments->sum / n; // [queryHeads, D] fp64
-        const at::Tensor keys = view.keys.narrow(1, m_sinks, behind).to(at::kFloat); // [kvHeads, behind, D]
+        const at::Tensor keys = view.keys.narrow(1, m_sinks, behind); // [kvHeads, behind, D]
         const at::Tensor mu = at::matmul(mean.to(at::kFloat), rotation.t()).view({kvHeads, group, size});
-        at::Tensor exponent = at::matmul(mu, keys.transpose(1, 2)) / std::sqrt(static_cast<double>(size)); // [kvHeads, group, behind]
+        at::Tensor exponent = at::matmul(mu, keys.to(at::kFloat).transpose(1, 2)) / std::sqrt(static_cast<double>(size)); // [kvHeads, group, behind]
         if (m_covariance) {
             const at::Tensor plain = (view.moments->products / n - mean.unsqueeze(2) * mean.unsqueeze(1)).to(at::kFloat);
             const at::Tensor sigma = at::matmul(rotation, at::matmul(plain, rotation.t())); // [queryHeads, D, D]
-            const at::Tensor side = sigma.view({kvHeads, group, size, size}).transpose(1, 2).reshape({kvHeads, size, group * size}); // by KV head, side by side
-            const at::Tensor turned = at::matmul(keys, side).view({kvHeads, behind, group, size}).mul_(keys.unsqueeze(2));
-            exponent = exponent + turned.sum(3).transpose(1, 2) / static_cast<double>(size) / 2;
+            exponent = exponent + ops::quadratic_forms(keys, sigma).view({kvHeads, group, behind}) / static_cast<double>(size) / 2;
         }
         exponent = exponent.reshape({kvHeads * group, behind});
         const at::Tensor real = at::arange(m_sinks, entries.capacity(), entries.lengths.options()).unsqueeze(0) < entries.lengths.unsqueeze(1); // [kvHeads, behind]
         exponent = exponent.masked_fill(repeatHeads(real.logical_not(), group), -std::numeric_limits<float>::infinity());
         at::Tensor expected = reduceGroup(at::softmax(exponent, 1), static_cast<int>(kvHeads), m_agg); // [kvHeads, behind]
-        if (m_valueNorm) expected = (expected + m_epsilon) * view.values.narrow(1, m_sinks, behind).to(at::kFloat).norm(2, {2});
+        if (m_valueNorm) expected = (expected + m_epsilon) * at::linalg_vector_norm(view.values.narrow(1, m_sinks, behind), 2, {2}, false, at::kFloat);
         at::Tensor scores = at::zeros({kvHeads, entries.capacity()}, expected.options());
         scores.narrow(1, m_sinks, behind).copy_(expected);
         return scores;

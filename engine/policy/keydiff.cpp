@@ -17,9 +17,11 @@ public:
     using Policy::Policy;
     at::Tensor score(const LayerView& view, const Plan& plan, const at::Tensor&) const override {
         return scoreInChunks(view, plan.chunk, [](const at::Tensor& keys, const at::Tensor&, const at::Tensor& lengths) {
-            const at::Tensor k = keys.to(at::kFloat), behind = at::arange(k.size(1), lengths.options()).unsqueeze(0) >= lengths.unsqueeze(1);
-            const at::Tensor unit = (k / k.norm(2, {2}, true).clamp_min(1e-12)).masked_fill_(behind.unsqueeze(2), 0);
-            return at::cosine_similarity(k, unit.sum(1, true) / lengths.view({-1, 1, 1}), 2, 1e-8).neg(); // [heads, n]
+            const at::Tensor k = keys.to(at::kFloat), norm = k.norm(2, {2}), behind = at::arange(k.size(1), lengths.options()).unsqueeze(0) >= lengths.unsqueeze(1);
+            const at::Tensor weight = norm.clamp_min(1e-12).reciprocal().masked_fill(behind, 0) / lengths.unsqueeze(1); // [heads, n]
+            const at::Tensor mean = at::matmul(weight.unsqueeze(1), k);                                               // [heads, 1, D]
+            const at::Tensor length = norm.clamp_min(1e-8) * mean.norm(2, {2}).clamp_min(1e-8);
+            return at::matmul(k, mean.transpose(1, 2)).squeeze(2) / length.neg(); // [heads, n]
         });
     }
     std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }

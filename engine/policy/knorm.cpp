@@ -20,7 +20,7 @@ public:
     bool skips(LayerIndex layer) const override { return layer.value < m_skipLayers; }
     std::optional<std::string> workKey(const Place&, const Plan&) const override { return ""; }
     at::Tensor score(const LayerView& view, const Plan&, const at::Tensor&) const override {
-        const at::Tensor norm = view.keys.to(at::kFloat).norm(2, -1); // [kvHeads, C]
+        const at::Tensor norm = at::linalg_vector_norm(view.keys, 2, {-1}, false, at::kFloat); // [kvHeads, C]
         return m_low ? -norm : norm;
     }
 

@@ -25,12 +25,8 @@ struct Compressed final : LayerMemory {
     std::int64_t entries = 0; // sinks and what was kept of finished partitions
 };
 
-// x [heads, partitions, Lg, D] fp32 → [heads, partitions − 1, Lg]
-at::Tensor spread(const at::Tensor& x) {
-    const std::int64_t scored = x.size(1) - 1;
-    const at::Tensor behind = x.narrow(1, 1, scored), low = behind.amin({2}, true), high = behind.amax({2}, true);
-    return at::softmax(((x.narrow(1, 0, scored) - low) / (high - low).clamp_min(1e-6)).std(3), 2);
-}
+// x [heads, partitions · Lg, D] → [heads, partitions − 1, Lg]
+at::Tensor spread(const at::Tensor& x, std::int64_t lag) { return at::softmax(ops::lag_spread(x, lag).unflatten(1, {-1, lag}), 2); }
 
 class LagKv final : public Policy {
 public:
@@ -132,8 +128,7 @@ private:
 
     // keys, values [heads, partitions · Lg, D] → [heads, partitions − 1, Lg]
     at::Tensor scorePartitions(const at::Tensor& keys, const at::Tensor& values) const {
-        const auto parted = [&](const at::Tensor& x) { return x.to(at::kFloat).unflatten(1, {-1, m_lag}); };
-        return spread(parted(keys)) + spread(parted(values)) * m_valueWeight;
+        return spread(keys, m_lag) + spread(values, m_lag) * m_valueWeight;
     }
 
     // keys, values [heads, n, D], lengths [heads] of the n are real → [heads, n]; 1 for what always stays, below 1 for the rest.

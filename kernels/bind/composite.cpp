@@ -188,6 +188,7 @@ void registerComposite(torch::Library& library) {
     add("append_entries", appendEntriesComposite);
     registerQuantComposite(library);
     registerPackedComposite(library);
+    registerScoreComposite(library);
 }
 
 } // namespace keepsight::ops

@@ -34,4 +34,7 @@ void definePackedOperators(torch::Library& library); // for packed.cpp, likewise
 void registerPackedCpu(torch::Library& library);
 void registerPackedComposite(torch::Library& library);
 
+void defineScoreOperators(torch::Library& library); // for scores.cpp, likewise
+void registerScoreComposite(torch::Library& library);
+
 } // namespace keepsight::ops

@@ -121,6 +121,7 @@ void defineOperators(torch::Library& m) {
     m.def("drop_entries(Tensor entries, Tensor(a!) lengths, Tensor(b!)[] moved) -> ()");
     defineQuantOperators(m);
     definePackedOperators(m);
+    defineScoreOperators(m);
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t inFeatures, const OptionalTensor& bias) {

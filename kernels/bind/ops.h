@@ -60,6 +60,12 @@ struct KnownAttention {
 at::Tensor output_change(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
                          const at::Tensor& queryPositions, double scale, OutputChange kind, const KnownAttention* known = nullptr);
 
+// LagKV's spread (arXiv:2504.04704): of each row, the standard deviation over channels (n − 1) of (x − min)/(max − min), with every channel's extremes over
+// the partition of `lag` rows behind the row's own; max − min is at least 1e-6. x [H, P·lag, D], any strides → [H, (P − 1)·lag] fp32.
+at::Tensor lag_spread(const at::Tensor& x, int64_t lag);
+// kᵀFk, summed in fp32, of every key with the form of each query head that reads it. keys [Hkv, n, D], any strides · forms [Hq, D, D] fp32 → [Hq, n] fp32.
+at::Tensor quadratic_forms(const at::Tensor& keys, const at::Tensor& forms);
+
 // The k highest of the first counts[h] scores of each row: indices, ascending, [H, k] int32, −1 behind where a row has fewer. scores [H, C] fp32, counts
 // [H] int32. Of equal scores the larger index wins; NaN counts as −inf. The same on every device, bit for bit.
 at::Tensor top_k(const at::Tensor& scores, const at::Tensor& counts, int64_t k);

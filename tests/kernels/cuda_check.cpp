@@ -1,6 +1,6 @@
 // Every operator on the CUDA device against the CPU or fp64, over odd sizes, dtypes and ragged heads; tests/bench/gpu_bench.cpp has the times.
 // A plain program, so that it runs on a machine without Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
-//   cuda_check [--quick [PART] | --coded]   few cases, for a sanitizer (decode vote sparse change drops packed coded top_k: of these only); packed anew, or attended to, in any form only
+//   cuda_check [--quick [PART] | --coded]   few cases, for a sanitizer (decode vote sparse change scores drops packed coded top_k: of these only); packed anew, or attended to, in any form only
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
 #include "kernels/bind/packed.h"
@@ -705,6 +705,32 @@ void checkAllCoded() {
     checkCodedForms(3, 2, 32, 130, 4, at::kBFloat16), checkCodedForms(3, 2, 64, 130, 3, at::kFloat); // in ATen's calls
 }
 
+void checkSpread(int heads, int partitions, int lag, int dim, at::ScalarType type) {
+    const at::Tensor cache = at::randn({heads, 4 + partitions * lag + 3, dim}).to(type);
+    const auto spread = [&](const at::Tensor& x) { return ops::lag_spread(x.narrow(1, 4, partitions * lag), lag); };
+    const at::Tensor found = spread(gpu(cache));
+    expectClose("lag_spread", found, spread(type == at::kHalf ? cache.to(at::kFloat) : cache), 2e-6);
+    expectSame("lag_spread, again", found, spread(gpu(cache)).to(at::kCPU));
+}
+
+void checkForms(int heads, int group, int count, int dim, at::ScalarType type) {
+    const at::Tensor cache = at::randn({heads, count + 4, dim}).to(type), roots = at::randn({heads * group, dim, dim}), forms = at::bmm(roots, roots.transpose(1, 2));
+    const at::Tensor keys = cache.narrow(1, 4, count), wide = keys.to(at::kDouble).repeat_interleave(group, 0);
+    const at::Tensor found = ops::quadratic_forms(gpu(cache).narrow(1, 4, count), gpu(forms));
+    expectClose("quadratic_forms", found, (at::bmm(wide, forms.to(at::kDouble)) * wide).sum(2), 2e-6);
+    expectSame("quadratic_forms, again", found, ops::quadratic_forms(gpu(cache).narrow(1, 4, count), gpu(forms)).to(at::kCPU));
+}
+
+void checkScores() {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        for (const int dim : {7, 30, 64, 80, 128, 256})
+            for (const int lag : {1, 31, 128}) checkSpread(3, 4, lag, dim, type);
+        for (const int dim : {64, 80, 128})
+            for (const int count : {1, 31, 33, 4097})
+                for (const int group : {1, 3, 4}) checkForms(2, group, count, dim, type);
+    }
+}
+
 void checkDrops() {
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16})
         for (const int dim : {30, 64, 80, 128, 256})
@@ -736,6 +762,7 @@ int main(int argc, char** argv) {
                 checkPromptChange(2, 128, 300, 300, 7, type, false), checkPromptChange(3, 64, 500, 77, 0, type, false);
                 checkPromptChange(3, 64, 1000, 300, 0, type, false), checkPromptChange(2, 128, 600, 600, 7, type, false);
             }
+            if (part("scores")) checkSpread(2, 3, 33, 128, type), checkForms(2, 2, 333, 128, type), checkForms(1, 3, 300, 64, type);
             if (part("drops")) checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
             if (part("packed")) {
                 checkAcross(9, 80, 16, 4, 70, 13), checkAcross(3, 128, 64, 2, 130, 128), checkChannels(5, 80, 16, 4, 3);
@@ -764,6 +791,7 @@ int main(int argc, char** argv) {
         checkChanges();
         checkTopK();
         checkVotes();
+        checkScores();
         checkDrops();
         checkAllPacked();
         checkAllGroups();

@@ -54,7 +54,7 @@ private Q_SLOTS:
         const LayerFixture alone(keys.narrow(1, 0, 30).contiguous(), keys.narrow(1, 0, 30).contiguous(), at::randn({4, 1, 8}));
         const auto policy = policyOf("keydiff", Budget::kept(10));
         const at::Tensor got = policy->score(f.view(), policy->planFor(f.place()), {}), expected = policy->score(alone.view(), policy->planFor(alone.place()), {});
-        QVERIFY(at::equal(got[1].narrow(0, 0, 30), expected[1]));
+        QVERIFY(at::allclose(got[1].narrow(0, 0, 30), expected[1], 0, 1e-6)); // sums over more entries, of which some count nothing
     }
 };
 
