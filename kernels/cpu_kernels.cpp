@@ -12,7 +12,7 @@ namespace avx2 {
 extern const CpuKernels table;
 }
 namespace avx512 {
-extern const CpuKernels table;
+extern const CpuKernels table, vnniTable;
 }
 #endif
 
@@ -20,6 +20,7 @@ namespace {
 
 const CpuKernels* supported(std::string_view name) {
 #ifdef KEEPSIGHT_X86
+    if (name == "avx512vnni") return __builtin_cpu_supports("avx512vnni") && supported("avx512") ? &avx512::vnniTable : nullptr;
     if (name == "avx512")
         return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                        __builtin_cpu_supports("avx512cd") && supported("avx2")
@@ -32,7 +33,7 @@ const CpuKernels* supported(std::string_view name) {
 }
 
 const CpuKernels* best() {
-    for (auto name : {"avx512", "avx2"})
+    for (auto name : {"avx512vnni", "avx512", "avx2"})
         if (const CpuKernels* table = supported(name)) return table;
     return &baseline::table;
 }

@@ -29,7 +29,7 @@ struct CpuKernels {
 };
 
 const CpuKernels& cpuKernels();            // best for this processor, or what useCpuKernels chose
-bool useCpuKernels(std::string_view name); // "baseline" | "avx2" | "avx512"; false: unknown here. For tests and benchmarks
+bool useCpuKernels(std::string_view name); // "baseline" | "avx2" | "avx512" | "avx512vnni"; false: unknown here. For tests and benchmarks
 bool multipliesBf16();                     // this processor has units for products of bf16
 
 } // namespace keepsight

@@ -11,8 +11,9 @@ struct StoredMatrix {
     std::int64_t rows = 0, columns = 0, rowBytes = 0;
 };
 
-// Weights are decoded to fp32 exactly as the format defines, products are summed in fp32. A row's result does not depend on how many
-// rows there are, nor on the threads.
+// Weights count exactly as the format defines, products are summed in fp32. Where the processor multiplies bytes and weights are blocks of 4 or 8
+// bits, each 32 values of x are first rounded to 24-bit integers of one scale, by 2^-23 of the largest of them at most: as much as sums in fp32 lose
+// anyway; an infinity or NaN gives NaN. A row's result does not depend on how many rows there are, nor on the threads.
 struct LinearArgs {
     StoredMatrix weights;    // [out, in]
     const void* x = nullptr; // [count, in], dense

@@ -4,6 +4,7 @@
 // what comes behind each, so the next ones are asked for, where there is little to do meanwhile.
 #include "kernels/cpu/decode.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/linear_pieces.h"
 
 namespace keepsight::KEEPSIGHT_ISA {
 namespace {
@@ -81,31 +82,16 @@ void block(Task task, std::int64_t wRows, std::int64_t xRows) {
 void linear(const LinearArgs& args) {
     const StoredMatrix& w = args.weights;
     const std::int64_t padded = roundUp(w.columns, Unit), count = args.count;
-    Buffer<float> x(count * padded), wide(args.element == Element::f32 ? 0 : count * w.rows);
+    Buffer<float> x(count * padded);
     for (std::int64_t s = 0; s < count; ++s) {
         toFp32(at(args.x, args.element, s * w.columns), args.element, w.columns, x.data() + s * padded);
         std::memset(x.data() + s * padded + w.columns, 0, static_cast<std::size_t>(padded - w.columns) * 4);
     }
-    float* y = args.element == Element::f32 ? static_cast<float*>(args.y) : wide.data();
     void (*run)(Task, std::int64_t, std::int64_t) = nullptr;
     KEEPSIGHT_FOR_STORED(w.type, Type, run = block<Type>)
-
-    // Pieces of rows that stay in the first cache level between the groups of x rows, equally many and equally long ones for every thread.
-    const auto shares = [](std::int64_t n, std::int64_t size) { return (n + size - 1) / size; };
-    const std::int64_t threads = omp_get_max_threads(), longest = most(4, least(64, 24576 / w.rowBytes / 4 * 4));
-    const std::int64_t piece = roundUp(shares(w.rows, threads * shares(w.rows, threads * longest)), 4), pieces = shares(w.rows, piece);
-#pragma omp parallel for schedule(static)
-    for (std::int64_t p = 0; p < pieces; ++p) {
-        const std::int64_t first = p * piece, n = least(piece, w.rows - first);
-        run({w.data + first * w.rowBytes, w.rowBytes, w.columns / Unit, static_cast<int>(w.columns % Unit), x.data(), padded, y + first,
-             w.rows},
-            n, count);
-        if (args.bias)
-            for (std::int64_t s = 0; s < count; ++s)
-                for (std::int64_t r = first; r < first + n; ++r)
-                    y[s * w.rows + r] += args.bias[r];
-    }
-    if (args.element != Element::f32) fromFp32(y, count * w.rows, args.y, args.element);
+    inPieces(args, [&](std::int64_t first, std::int64_t n, float* y) {
+        run({w.data + first * w.rowBytes, w.rowBytes, w.columns / Unit, static_cast<int>(w.columns % Unit), x.data(), padded, y, w.rows}, n, count);
+    });
 }
 
 } // namespace keepsight::KEEPSIGHT_ISA
