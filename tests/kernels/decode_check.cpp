@@ -1,7 +1,7 @@
 // The plain passes of a device (matvec, rope_append, causal_attention, and decoding as a recorded graph) against the CPU and against the same
 // pass step by step. Needs no Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
-//   decode_check [--quick | passes | selects | graphs | choices | packed | evicting | several] [QUANTIZER]   all; few cases, for a sanitizer; or one part, with the
-//   quantizers whose text begins so
+//   decode_check [--quick [PART] | passes | selects | graphs | choices | packed | evicting | several] [QUANTIZER]   all; few cases, for a sanitizer (passes
+//   graphs packed evicting choices: of these only); or one part, with the quantizers whose text begins so
 #include "kernels/bind/ops.h"
 #include "tests/support/tiny_model.h"
 
@@ -359,14 +359,20 @@ int main(int argc, char** argv) {
     at::manual_seed(1);
     std::setvbuf(stdout, nullptr, _IOLBF, 0);
     const std::string_view part = argc > 1 ? argv[1] : "";
-    if (argc > 2) onlyQuantizers = argv[2];
     if (part == "--quick") { // for compute-sanitizer
-        checkMatvec(at::kBFloat16, 33, 64), checkMatvec(at::kBFloat16, 18002, 104), checkMatvec(at::kBFloat16, 6, 80000), checkRopeAppend(at::kBFloat16, 3, 3, 80), checkCausal(at::kBFloat16, 2, 4, 64, 33, 70);
-        checkSums(at::kBFloat16, 2, 4, 64, 130, 200, 16, 16), checkSums(at::kBFloat16, 2, 4, 128, 300, 300, 24, 100);
-        checkGraph("snapkv:window=8", true);
-        checkQuantized("full", "kivi:bits=4,residual=32", true);
-        checkPackedChoices("h2o", "hqq_rtn:axis_key=0,residual=40", Budget::kept(90), 80);
-        for (const char* policy : {"h2o", "streaming_llm", "tokenselect:init=4,top_k=20,local=16,theta=0.5"}) checkChoices(policy, Budget::kept(40));
+        const auto quick = [&](std::string_view name) { return argc < 3 || name == argv[2]; };
+        if (quick("passes")) {
+            checkMatvec(at::kBFloat16, 33, 64), checkMatvec(at::kBFloat16, 18002, 104), checkMatvec(at::kBFloat16, 6, 80000), checkRopeAppend(at::kBFloat16, 3, 3, 80);
+            checkCausal(at::kBFloat16, 2, 4, 64, 33, 70);
+            checkSums(at::kBFloat16, 2, 4, 64, 130, 200, 16, 16), checkSums(at::kBFloat16, 2, 4, 128, 300, 300, 24, 100);
+        }
+        if (quick("graphs")) checkGraph("snapkv:window=8", true);
+        if (quick("packed")) checkQuantized("full", "kivi:bits=4,residual=32", true);
+        if (quick("evicting")) checkPackedChoices("h2o", "hqq_rtn:axis_key=0,residual=40", Budget::kept(90), 80);
+        if (quick("choices"))
+            for (const char* policy : {"h2o", "streaming_llm", "tokenselect:init=4,top_k=20,local=16,theta=0.5"}) checkChoices(policy, Budget::kept(40));
+    } else if (argc > 2) {
+        onlyQuantizers = argv[2];
     }
     const auto wanted = [&](std::string_view name) { return part.empty() || part == name; };
     if (wanted("passes")) checkAllPasses();
