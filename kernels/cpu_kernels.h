@@ -7,6 +7,7 @@
 #include "kernels/packed.h"
 #include "kernels/pointwise.h"
 #include "kernels/quant.h"
+#include "kernels/scores.h"
 
 #include <string_view>
 
@@ -26,6 +27,7 @@ struct CpuKernels {
     void (*moveEntries)(const MoveEntriesArgs&);
     void (*appendEntries)(const AppendEntriesArgs&);
     void (*dequantizeEntries)(const DequantizeEntriesArgs&);
+    void (*lagSpread)(const LagSpreadArgs&);
 };
 
 const CpuKernels& cpuKernels();            // best for this processor, or what useCpuKernels chose

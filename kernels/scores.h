@@ -1,7 +1,7 @@
 // What policies work out of keys and values alone.
 #pragma once
 
-#include <cstdint>
+#include "kernels/stored.h"
 
 namespace keepsight {
 
@@ -11,6 +11,7 @@ struct LagSpreadArgs {
     const void* x = nullptr; // [heads, partitions · lag, dim] by the strides, elements of a row side by side
     std::int64_t xHead = 0, xRow = 0;
     float* out = nullptr; // [heads, (partitions − 1) · lag]
+    Element element = Element::f32;
     std::int64_t heads = 0, partitions = 0, lag = 0, dim = 0;
 };
 constexpr float LagLeastRange = 1e-6f;

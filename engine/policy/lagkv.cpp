@@ -140,7 +140,10 @@ private:
         if (partitions < 2) return scores;
         const std::int64_t scored = (partitions - 1) * m_lag;
         at::Tensor inner = scorePartitions(keys.narrow(1, m_sinks, partitions * m_lag), values.narrow(1, m_sinks, partitions * m_lag)) / (1 + m_valueWeight);
-        if (m_ranks) inner = inner.argsort(std::int64_t{2}).argsort(std::int64_t{2}).to(at::kFloat) / static_cast<double>(m_lag);
+        if (m_ranks) {
+            const at::Tensor order = inner.argsort(std::int64_t{2});
+            inner.scatter_(2, order, (at::arange(m_lag, inner.options()) / static_cast<double>(m_lag)).expand_as(inner));
+        }
         const at::Tensor whole = others.div(m_lag, "floor"); // a partition is scored if one that is whole follows
         const at::Tensor sure = index.narrow(1, 0, scored).div(m_lag, "floor") >= whole - 1;
         at::Tensor parted = at::ones_like(scores);

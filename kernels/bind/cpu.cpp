@@ -354,6 +354,7 @@ void registerCpu(torch::Library& library) {
     add("append_entries", appendEntriesCpu);
     registerQuantCpu(library);
     registerPackedCpu(library);
+    registerScoreCpu(library);
 }
 
 } // namespace keepsight::ops

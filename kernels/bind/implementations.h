@@ -35,6 +35,7 @@ void registerPackedCpu(torch::Library& library);
 void registerPackedComposite(torch::Library& library);
 
 void defineScoreOperators(torch::Library& library); // for scores.cpp, likewise
+void registerScoreCpu(torch::Library& library);
 void registerScoreComposite(torch::Library& library);
 
 } // namespace keepsight::ops

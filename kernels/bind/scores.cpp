@@ -1,5 +1,6 @@
-// lag_spread and quadratic_forms: schemas, checks, and the same in ATen calls, right on any device.
+// lag_spread and quadratic_forms: schemas, checks, and the same in ATen calls, right on any device; lag_spread's binding to kernels/cpu.
 #include "kernels/bind/checks.h"
+#include "kernels/bind/cpu.h"
 #include "kernels/bind/implementations.h"
 #include "kernels/scores.h"
 
@@ -16,6 +17,16 @@ at::Tensor lagSpreadComposite(const at::Tensor& x, int64_t lag) {
     return ((parts.narrow(1, 0, scored) - low) / (high - low).clamp_min(LagLeastRange)).std(3).flatten(1);
 }
 
+at::Tensor lagSpreadCpu(const at::Tensor& given, int64_t lag) {
+    const at::Tensor x = rowsDense(given);
+    const int64_t partitions = x.size(1) / lag;
+    at::Tensor out = at::empty({x.size(0), (partitions - 1) * lag}, at::kFloat);
+    onCpu("lag_spread", [&](const CpuKernels& kernels) {
+        kernels.lagSpread({x.const_data_ptr(), x.stride(0), x.stride(1), out.mutable_data_ptr<float>(), elementOf(x), x.size(0), partitions, lag, x.size(2)});
+    });
+    return out;
+}
+
 at::Tensor quadraticFormsComposite(const at::Tensor& keys, const at::Tensor& forms) {
     const int64_t heads = keys.size(0), count = keys.size(1), dim = keys.size(2), group = forms.size(0) / heads;
     const at::Tensor k = keys.to(at::kFloat), side = forms.view({heads, group, dim, dim}).transpose(1, 2).reshape({heads, dim, group * dim}); // side by side
@@ -29,6 +40,8 @@ void defineScoreOperators(torch::Library& m) {
     m.def("lag_spread(Tensor x, int lag) -> Tensor");
     m.def("quadratic_forms(Tensor keys, Tensor forms) -> Tensor");
 }
+
+void registerScoreCpu(torch::Library& library) { library.impl("lag_spread", torch::dispatch(c10::DispatchKey::CPU, lagSpreadCpu)); }
 
 void registerScoreComposite(torch::Library& library) {
     library.impl("lag_spread", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, lagSpreadComposite));

@@ -22,5 +22,6 @@ void rope(const RopeArgs& args);
 void moveEntries(const MoveEntriesArgs& args);
 void appendEntries(const AppendEntriesArgs& args);
 void dequantizeEntries(const DequantizeEntriesArgs& args);
+void lagSpread(const LagSpreadArgs& args);
 
 } // namespace keepsight::KEEPSIGHT_ISA

@@ -5,14 +5,18 @@
 
 namespace keepsight::KEEPSIGHT_ISA {
 
+namespace {
+constexpr CpuKernels with(const char* name, void (*product)(const LinearArgs&)) {
+    return {name, product, dequantize, attention, packedAttention, outputChangeOne, outputChange, rmsNorm, siluMul, rope, moveEntries, appendEntries, dequantizeEntries, lagSpread};
+}
+} // namespace
+
 extern const CpuKernels table;
-const CpuKernels table{KEEPSIGHT_TEXT(KEEPSIGHT_ISA), linear, dequantize, attention, packedAttention, outputChangeOne, outputChange, rmsNorm, siluMul, rope, moveEntries,
-                        appendEntries, dequantizeEntries};
+const CpuKernels table = with(KEEPSIGHT_TEXT(KEEPSIGHT_ISA), linear);
 
 #ifdef __AVX512F__
-extern const CpuKernels vnniTable; // the same but linear()
-const CpuKernels vnniTable{"avx512vnni", linearVnni, dequantize, attention, packedAttention, outputChangeOne, outputChange, rmsNorm, siluMul, rope, moveEntries,
-                            appendEntries, dequantizeEntries};
+extern const CpuKernels vnniTable;
+const CpuKernels vnniTable = with("avx512vnni", linearVnni);
 #endif
 
 } // namespace keepsight::KEEPSIGHT_ISA
