@@ -11,10 +11,11 @@ void attentionOne(const AttentionArgs& args) {
     attendInSplits(
         args, seen.data(), splits, Tile * width,
         [&](std::int64_t h, std::int64_t first, std::int64_t count, const float* q, float* scratch, float* to, std::int64_t stride) {
-            splitScores(args, args.k, h, first, count, q, width, scratch, to, stride);
+            splitScores(args, args.k, h, first, count, q, width, scratch, to, stride, {args.out ? &args.v : nullptr, first});
         },
         [&](std::int64_t h, std::int64_t first, std::int64_t count, const float* weights, std::int64_t stride, float* scratch, float* to) {
-            splitValues(args, args.v, h, first, count, weights, stride, width, scratch, to);
+            splitValues(args, args.v, h, first, count, weights, stride, width, scratch, to,
+                        {first + count < seen[h] ? &args.k : nullptr, first + count});
         });
 }
 

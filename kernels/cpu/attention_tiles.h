@@ -97,12 +97,33 @@ KEEPSIGHT_INLINE void scaledQueries(const AttentionArgs& args, float factor, std
     }
 }
 
+// What is read behind a split: rows of the same head from `first` on.
+struct Following {
+    const Rows* rows = nullptr;
+    std::int64_t first = 0;
+};
+
+// Asks for the tile that lies Ahead behind the one at t of rows [first, first + count): the processor by itself fetches from memory too late.
+KEEPSIGHT_INLINE void prefetchTile(const AttentionArgs& args, const Rows& rows, std::int64_t h, std::int64_t first, std::int64_t count,
+                                   std::int64_t t, const Following& following) {
+    constexpr std::int64_t Ahead = 4 * Tile;
+    const bool inside = t + Ahead < count;
+    if (!inside && !following.rows) return;
+    const Rows& from = inside ? rows : *following.rows;
+    const std::int64_t begin = t + Ahead + (inside ? first : following.first - count);
+    const std::uint8_t* row = at(from.data, args.element, from.of(h) + begin * from.row);
+    for (std::int64_t n = 0; n < Tile; ++n, row += from.row * bytesOf(args.element))
+        for (std::int64_t byte = 0; byte < args.dim * bytesOf(args.element); byte += 64)
+            __builtin_prefetch(row + byte, 0, 2);
+}
+
 // Rows of keys or values [first, first + count) of a KV head times a vector of each of its query heads, [G, width]: scores[g · stride + t].
 inline void splitScores(const AttentionArgs& args, const Rows& rows, std::int64_t h, std::int64_t first, std::int64_t count, const float* vectors, std::int64_t width,
-                        float* buffer, float* scores, std::int64_t stride) {
+                        float* buffer, float* scores, std::int64_t stride, const Following& following = {}) {
     const std::int64_t group = args.queryHeads / args.kvHeads;
     for (std::int64_t t = 0; t < count; t += Tile) {
         const std::int64_t n = least(Tile, count - t);
+        prefetchTile(args, rows, h, first, count, t, following);
         std::int64_t row;
         const float* k = tileRows(rows, args.element, h, first + t, n, args.dim, width, buffer, row);
         for (std::int64_t g = 0; g < group; g += 4)
@@ -112,10 +133,11 @@ inline void splitScores(const AttentionArgs& args, const Rows& rows, std::int64_
 
 // out[g · width] += Σ weights[g · stride + t] · v over these rows.
 inline void splitValues(const AttentionArgs& args, const Rows& rows, std::int64_t h, std::int64_t first, std::int64_t count, const float* weights, std::int64_t stride, std::int64_t width,
-                        float* buffer, float* out) {
+                        float* buffer, float* out, const Following& following = {}) {
     const std::int64_t group = args.queryHeads / args.kvHeads;
     for (std::int64_t t = 0; t < count; t += Tile) {
         const std::int64_t n = least(Tile, count - t);
+        prefetchTile(args, rows, h, first, count, t, following);
         std::int64_t row;
         const float* v = tileRows(rows, args.element, h, first + t, n, args.dim, width, buffer, row);
         for (std::int64_t g = 0; g < group; g += 4)
