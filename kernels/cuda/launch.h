@@ -49,7 +49,6 @@ struct SoftVoteScratch {
     float* scores = nullptr; // [walks, candidates, width], times log2(e)
     int width = 1;           // voteWidth()
     float2* parts = nullptr; // [blocks + walks, 8] maximum and sum of a slice
-    int* first = nullptr;    // [walks + 1]
 };
 int voteBlocks(const CudaDevice& device);
 int voteWidth(std::int64_t queryHeads, std::int64_t kvHeads);

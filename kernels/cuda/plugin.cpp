@@ -202,7 +202,6 @@ at::Tensor softVote(const at::Tensor& queries, const at::Tensor& keys, const at:
     Scratch scratch;
     scratch.add(s.scores, walks * (a.capacity - begin) * s.width);
     scratch.add(s.parts, (voteBlocks(device) + walks) * 8);
-    scratch.add(s.first, walks + 1);
     scratch.allocate(wide);
     check(launchSoftVote(a, elementOf(rows), s, device, stream()), "soft_vote");
     return vote;

@@ -3,7 +3,8 @@
 // First kernel: scores of all candidates, keys read once for up to 8 query heads of a KV head (tile.cuh; queries to fp32 precision), left
 // in fp32 as [walk, candidate, width] with the heads of a walk side by side; each block leaves (max, sum) of its slices of a walk. Its
 // blocks take equal shares of all heads (flatten.cuh). Second kernel: the slices are put together in their order to one log-sum-exp a head,
-// then every candidate's vote is summed up, heads in their order: runs repeat bit for bit.
+// then every candidate's vote is summed up, heads in their order: runs repeat bit for bit. Where the scores fit L2 they are to stay there until
+// then: the keys, which nobody reads again, give way to them.
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/tile.cuh"
 
@@ -15,9 +16,13 @@ namespace {
 
 constexpr int Ring = 4, MaxWarps = 8, VoteThreads = 256; // tiles a warp holds; warps of a block, fewer where shared memory is short
 constexpr float Log2E = 1.4426950408889634f;
+constexpr int VoteBlocksOnce = 4; // of a multiprocessor, where each thread has one candidate
+constexpr std::int64_t ScoresInL2 = 32 << 20; // bytes
 
 __device__ int candidatesOf(const SoftVoteArgs& a, int h) {
-    return h < a.kvHeads ? static_cast<int>(max(std::int64_t{0}, min(static_cast<std::int64_t>(a.lengths[h]), a.capacity) - a.newest - a.begin)) : 0;
+    if (h >= a.kvHeads) return 0;
+    const std::int64_t held = min(static_cast<std::int64_t>(__ldcg(a.lengths + h)), a.capacity); // past L1: an early start may find old lines there
+    return static_cast<int>(max(std::int64_t{0}, held - a.newest - a.begin));
 }
 
 template <class T, int Dim>
@@ -28,15 +33,66 @@ std::size_t sharedBytes(int warps, int kvHeads, int walks) {
                                     (VoteScores<T, Dim>::SharedFloats + kvHeads + walks + 1) * 4);
 }
 
+// Tiles of keys that are the first to leave L2, where they are to be so.
+template <class T, int Dim>
+struct KeyStream : TileStream<T, Dim, Ring, false> {
+    using Stream = TileStream<T, Dim, Ring, false>;
+    bool leaving;
+
+    __device__ void fetch() {
+        if (!leaving) {
+            Stream::fetch();
+            return;
+        }
+        if (this->next < this->end) {
+#pragma unroll 1
+            while (this->next >= this->first[this->walk + 1])
+                ++this->walk;
+            const int head = this->walk / this->parts, entry = (this->next - this->first[this->walk]) * TileEntries;
+            char* to = this->ring + (this->place == 0 ? Ring - 1 : this->place - 1) * Stream::Stage;
+            copy(to, this->keys + head * this->keyHead, this->keyRowBytes, entry, this->held[head] - 1);
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+        this->next += this->warps;
+    }
+    __device__ static void copy(char* to, const T* head, int rowBytes, int first, int last) { // as Tile::copy()
+        using KeyTile = Tile<T, Dim>;
+        const int lane = static_cast<int>(threadIdx.x) % 32, limit = last - first;
+        const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+        const char* from = reinterpret_cast<const char*>(head) + static_cast<std::int64_t>(first) * rowBytes;
+        std::uint64_t policy;
+        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#pragma unroll
+        for (int i = 0; i < TileEntries * KeyTile::Chunks / 32; ++i) {
+            const int e = (i * 32 + lane) / KeyTile::Chunks, chunk = (i * 32 + lane) % KeyTile::Chunks;
+            asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared + (e * KeyTile::Pitch + (chunk ^ e % 8)) * 16),
+                         "l"(from + chunk * 16 + static_cast<std::int64_t>(min(e, limit)) * rowBytes), "l"(policy)
+                         : "memory");
+        }
+    }
+    __device__ void begin() {
+#pragma unroll 1
+        for (this->place = 1; this->place < Ring; ++this->place)
+            fetch();
+        this->place = 0;
+    }
+    __device__ const char* current() {
+        fetch();
+        asm volatile("cp.async.wait_group %0;" ::"n"(Ring - 1) : "memory");
+        __syncwarp();
+        return this->ring + this->place * Stream::Stage;
+    }
+};
+
 template <class T, int Dim>
 __global__ void __launch_bounds__(MaxWarps * 32, 1) vote_scores_kernel(const SoftVoteArgs a, const SoftVoteScratch s) {
-    letLaterKernelsStart(); // they wait for the end before they read the scores
     waitForEarlierKernels();
+    letLaterKernelsStart(); // after that: the next kernel reads the lengths before it waits for this one's end
     extern __shared__ __align__(128) char shared[];
     using Scores = VoteScores<T, Dim>;
     using KeyTile = Tile<T, Dim>;
     const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
-    const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4, threads = static_cast<int>(blockDim.x);
+    const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
     char* ring = shared + warp * Ring * KeyTile::Bytes;
     float* queries = reinterpret_cast<float*>(shared + warps * Ring * KeyTile::Bytes);
     float2* tops = reinterpret_cast<float2*>(queries + Scores::SharedFloats); // [warps, 8] (max, sum)
@@ -48,10 +104,6 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) vote_scores_kernel(const Sof
     __syncthreads();
     const int tiles = first[walks], blocks = blocksFor(first, walks, warps, static_cast<int>(gridDim.x)),
               block = static_cast<int>(blockIdx.x);
-    if (block == 0)
-#pragma unroll 1
-        for (int i = static_cast<int>(threadIdx.x); i <= walks; i += threads)
-            s.first[i] = first[i];
     if (block >= blocks) return;
     const float scale = a.scale * Log2E;
     const std::int64_t candidates = a.capacity - a.begin; // at most
@@ -60,8 +112,9 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) vote_scores_kernel(const Sof
     const int end = shareBegin(block + 1, tiles, blocks);
     int walk = walkOfTile(first, walks, begin);
     const T* keys = static_cast<const T*>(a.keys) + a.begin * a.keyRow;
-    TileStream<T, Dim, Ring, false> stream{
-        keys, nullptr, a.keyHead, 0, static_cast<int>(a.keyRow * sizeof(T)), 0, ring, counts, first, parts, warps, begin + warp, end, walk};
+    KeyStream<T, Dim> stream{
+        {keys, nullptr, a.keyHead, 0, static_cast<int>(a.keyRow * sizeof(T)), 0, ring, counts, first, parts, warps, begin + warp, end, walk},
+        walks * candidates * s.width * static_cast<std::int64_t>(sizeof(float)) <= ScoresInL2};
     const auto readAhead = [&](int of) {
         const Walk w(group, parts, of);
         scores.readQueries(a.queries + w.queryHead * a.dim, a.dim, w.queryHeads, queries);
@@ -131,51 +184,79 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) vote_scores_kernel(const Sof
     }
 }
 
-// logSums of heads that are not there: infinite, so that they add 0.
 template <int Width>
-__device__ float voteOf(const float* scores, const float* logSums) {
-    float x[Width], vote = 0;
-    if constexpr (Width == 1) {
-        x[0] = *scores;
-    } else if constexpr (Width == 2) {
-        const float2 a = *reinterpret_cast<const float2*>(scores);
-        x[0] = a.x, x[1] = a.y;
-    } else {
+struct CandidateScores { // of one walk
+    float x[Width];
+    __device__ void read(const float* scores) {
+        if constexpr (Width == 1) {
+            x[0] = *scores;
+        } else if constexpr (Width == 2) {
+            const float2 a = *reinterpret_cast<const float2*>(scores);
+            x[0] = a.x, x[1] = a.y;
+        } else {
 #pragma unroll
-        for (int i = 0; i < Width; i += 4) {
-            const float4 a = *reinterpret_cast<const float4*>(scores + i);
-            x[i] = a.x, x[i + 1] = a.y, x[i + 2] = a.z, x[i + 3] = a.w;
+            for (int i = 0; i < Width; i += 4) {
+                const float4 a = *reinterpret_cast<const float4*>(scores + i);
+                x[i] = a.x, x[i + 1] = a.y, x[i + 2] = a.z, x[i + 3] = a.w;
+            }
         }
     }
+    // logSums of heads that are not there: infinite, so that they add 0.
+    __device__ float vote(const float* logSums) const {
+        float sum = 0;
 #pragma unroll
-    for (int i = 0; i < Width; ++i)
-        vote += power2(x[i] - logSums[i]);
-    return vote;
-}
+        for (int i = 0; i < Width; ++i)
+            sum += power2(x[i] - logSums[i]);
+        return sum;
+    }
+};
 
-template <int Width>
-__global__ void __launch_bounds__(VoteThreads) vote_kernel(const SoftVoteArgs a, const SoftVoteScratch s, int grid, int warps) {
+// Once: a thread has one candidate at most, and asks for its scores before the slices are put together.
+template <int Width, bool Once>
+__global__ void __launch_bounds__(VoteThreads, Once ? VoteBlocksOnce : 8)
+vote_kernel(const SoftVoteArgs a, const SoftVoteScratch s, int grid, int warps) {
     letLaterKernelsStart();
-    waitForEarlierKernels();
     extern __shared__ __align__(16) float logSums[]; // [walks, 8]
     const int group = static_cast<int>(a.queryHeads) / static_cast<int>(a.kvHeads), parts = (group + TileHeads - 1) / TileHeads,
               walks = static_cast<int>(a.kvHeads) * parts;
     int* counts = reinterpret_cast<int*>(logSums + walks * TileHeads); // [walks] candidates
-    const int lane = static_cast<int>(threadIdx.x) % 32, tiles = s.first[walks], blocks = blocksFor(s.first, walks, warps, grid);
+    int* heads = counts + walks;                                       // [kvHeads]
+    int* first = heads + a.kvHeads;                                    // [walks + 1]
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (threadIdx.x < 32) {
+        flattenHeads(static_cast<int>(a.kvHeads), parts, TileEntries, heads, first, [&](int h) { return candidatesOf(a, h); });
+        __syncwarp();
+#pragma unroll 1
+        for (int i = lane; i < walks; i += 32)
+            counts[i] = heads[parts == 1 ? i : i / parts];
+    }
+    __syncthreads();
+    const int tiles = first[walks], blocks = blocksFor(first, walks, warps, grid);
+    const std::int64_t candidates = a.capacity - a.begin; // at most
+    const std::int64_t place = static_cast<std::int64_t>(blockIdx.x) * VoteThreads + threadIdx.x;
+    constexpr int Ahead = Once ? std::min(32 / Width, 12) : 0; // walks
+    CandidateScores<Width> ahead[Once ? Ahead : 1];
+    waitForEarlierKernels();
+    if constexpr (Once) {
+        const std::int64_t t = place - a.begin;
+#pragma unroll
+        for (int walk = 0; walk < Ahead; ++walk)
+            if (walk < walks && t >= 0 && t < counts[walk]) ahead[walk].read(s.scores + (walk * candidates + t) * Width);
+    }
 #pragma unroll 1
     for (int walk = static_cast<int>(threadIdx.x) / 32; walk < walks; walk += VoteThreads / 32) { // by a warp, four lanes a head
         const int g = lane / 4;
         float top = -FLT_MAX, sum = 0;
-        if (s.first[walk] < s.first[walk + 1]) {
-            const int from = blockOfTile(s.first[walk], tiles, blocks),
-                      count = blockOfTile(s.first[walk + 1] - 1, tiles, blocks) - from + 1;
+        if (first[walk] < first[walk + 1]) {
+            const int from = blockOfTile(first[walk], tiles, blocks),
+                      count = blockOfTile(first[walk + 1] - 1, tiles, blocks) - from + 1;
             const float2* slices = s.parts + static_cast<std::int64_t>(from + walk) * TileHeads + g;
-#pragma unroll 8
+#pragma unroll 6
             for (int k = lane % 4; k < count; k += 4)
                 top = fmaxf(top, slices[k * TileHeads].x);
             for (int step = 1; step < 4; step *= 2)
                 top = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
-#pragma unroll 8
+#pragma unroll 6
             for (int k = lane % 4; k < count; k += 4)
                 sum += slices[k * TileHeads].y * power2(slices[k * TileHeads].x - top);
             for (int step = 1; step < 4; step *= 2)
@@ -183,22 +264,27 @@ __global__ void __launch_bounds__(VoteThreads) vote_kernel(const SoftVoteArgs a,
         }
         if (lane % 4 == 0) logSums[walk * TileHeads + g] = g < Walk(group, parts, walk).queryHeads && sum > 0 ? top + log2f(sum) : INFINITY;
     }
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < walks; i += VoteThreads)
-        counts[i] = candidatesOf(a, Walk(group, parts, i).head);
     __syncthreads();
-    const std::int64_t candidates = a.capacity - a.begin; // at most
 #pragma unroll 1
-    for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * VoteThreads + threadIdx.x; i < a.capacity;
-         i += static_cast<std::int64_t>(gridDim.x) * VoteThreads) {
+    for (std::int64_t i = place; i < a.capacity; i += static_cast<std::int64_t>(gridDim.x) * VoteThreads) {
         const std::int64_t t = i - a.begin;
         float vote = 0;
+#pragma unroll
+        for (int walk = 0; walk < Ahead; ++walk)
+            if (walk < walks && t >= 0 && t < counts[walk]) vote += ahead[walk].vote(logSums + walk * TileHeads);
 #pragma unroll 4
-        for (int walk = 0; walk < walks; ++walk)
-            if (t >= 0 && t < counts[walk]) vote += voteOf<Width>(s.scores + (walk * candidates + t) * Width, logSums + walk * TileHeads);
+        for (int walk = Ahead; walk < walks; ++walk)
+            if (t >= 0 && t < counts[walk]) {
+                CandidateScores<Width> late;
+                late.read(s.scores + (walk * candidates + t) * Width);
+                vote += late.vote(logSums + walk * TileHeads);
+            }
         a.vote[i] = vote;
     }
 }
+
+template <int Width>
+auto voteKernel(bool once) { return once ? vote_kernel<Width, true> : vote_kernel<Width, false>; }
 
 template <class T, int Dim>
 cudaError_t launch(const SoftVoteArgs& args, const SoftVoteScratch& s, const CudaDevice& device, cudaStream_t stream) {
@@ -216,10 +302,14 @@ cudaError_t launch(const SoftVoteArgs& args, const SoftVoteScratch& s, const Cud
     const cudaLaunchConfig_t first =
         overlapping(dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(warps * 32)), bytes, stream, early);
     if (const cudaError_t error = cudaLaunchKernelEx(&first, scores, args, s); error != cudaSuccess) return error;
-    const auto vote = s.width == 1 ? vote_kernel<1> : s.width == 2 ? vote_kernel<2> : s.width == 4 ? vote_kernel<4> : vote_kernel<8>;
     const std::int64_t wanted = (args.capacity + VoteThreads - 1) / VoteThreads;
+    const bool once = wanted <= VoteBlocksOnce * device.multiprocessors;
+    const auto vote = s.width == 1   ? voteKernel<1>(once)
+                      : s.width == 2 ? voteKernel<2>(once)
+                      : s.width == 4 ? voteKernel<4>(once)
+                                     : voteKernel<8>(once);
     const cudaLaunchConfig_t second = overlapping(dim3(static_cast<unsigned>(std::min<std::int64_t>(wanted, 8 * device.multiprocessors))), dim3(VoteThreads),
-                                                  sizeof(float) * static_cast<std::size_t>(walks * (TileHeads + 1)), stream, early);
+                                                  sizeof(float) * static_cast<std::size_t>(walks * (TileHeads + 2) + kvHeads + 1), stream, early);
     return cudaLaunchKernelEx(&second, vote, args, s, blocks, warps);
 }
 
