@@ -216,6 +216,39 @@ template <Sum Kind> cudaError_t launchTyped(const ChangeSumsArgs& args, CudaElem
     return element == CudaElement::bf16 ? sized(__nv_bfloat16{}) : sized(__half{});
 }
 
+// A row by Dim / 8 lanes; a block takes rows in steps of all its lanes, several asked for at once.
+template <class T, int Dim> __global__ void __launch_bounds__(Threads) squared_norms_kernel(const SquaredNormsArgs a) {
+    constexpr int Lanes = Dim / 8, Step = Threads / Lanes, Steps = 8;
+    const int part = threadIdx.x % Lanes;
+    const std::int64_t head = blockIdx.y, first = static_cast<std::int64_t>(blockIdx.x) * Steps * Step + threadIdx.x / Lanes;
+    const T* x = static_cast<const T*>(a.x) + head * a.head + part * 8;
+    uint4 words[Steps];
+#pragma unroll
+    for (int i = 0; i < Steps; ++i)
+        words[i] = first + i * Step < a.rows ? *reinterpret_cast<const uint4*>(x + (first + i * Step) * a.row) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < Steps; ++i) {
+        float sum = 0;
+        for (const unsigned word : {words[i].x, words[i].y, words[i].z, words[i].w}) {
+            const float2 two = unpacked<T>(word);
+            sum = fmaf(two.x, two.x, fmaf(two.y, two.y, sum));
+        }
+#pragma unroll
+        for (int step = Lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(EveryLane, sum, step);
+        if (part == 0 && first + i * Step < a.rows) a.norms[head * a.rows + first + i * Step] = sum;
+    }
+}
+
+__global__ void __launch_bounds__(256) prompt_check_kernel(const PromptCheckArgs a) {
+    const std::int64_t head = blockIdx.y, i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const std::int32_t held = a.lengths[0];
+    bool plain = a.lengths[head] == held;
+    if (i < a.capacity && i < held) plain &= a.positions[head * a.positionsHead + i] == i;
+    if (head == 0 && i < a.queries) plain &= a.queryPositions[i] == i + held - a.queries;
+    if (!plain) atomicOr(a.found, 1);
+    if (head == 0 && i == 0) a.found[1] = held;
+}
+
 bool inWords(const void* p, std::int64_t head, std::int64_t row) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0 && head % 8 == 0 && row % 8 == 0; }
 
 } // namespace
@@ -228,6 +261,24 @@ bool takesAttentionSums(const AttentionSumsArgs& a, CudaElement element) {
 
 bool takesChangeSums(const ChangeSumsArgs& a, CudaElement element) {
     return takesAttentionSums(a.sums, element) && (a.kind == 0 || (inWords(a.v, a.vHead, a.vRow) && inWords(a.o, a.oHead, a.oRow)));
+}
+
+cudaError_t launchSquaredNorms(const SquaredNormsArgs& a, CudaElement element, cudaStream_t stream) {
+    if (element == CudaElement::f32 || (a.dim != 64 && a.dim != 128) || !inWords(a.x, a.head, a.row)) return cudaErrorNotSupported;
+    const auto sized = [&](auto zero) {
+        using T = decltype(zero);
+        const std::int64_t rows = Threads * 8 / (a.dim / 8); // of a block
+        const dim3 grid(static_cast<unsigned>((a.rows + rows - 1) / rows), static_cast<unsigned>(a.heads));
+        a.dim == 64 ? squared_norms_kernel<T, 64><<<grid, Threads, 0, stream>>>(a) : squared_norms_kernel<T, 128><<<grid, Threads, 0, stream>>>(a);
+        return cudaGetLastError();
+    };
+    return element == CudaElement::bf16 ? sized(__nv_bfloat16{}) : sized(__half{});
+}
+
+cudaError_t launchPromptCheck(const PromptCheckArgs& a, cudaStream_t stream) {
+    const dim3 grid(static_cast<unsigned>((a.capacity + 255) / 256), static_cast<unsigned>(a.kvHeads)); // queries ≤ capacity
+    prompt_check_kernel<<<grid, 256, 0, stream>>>(a);
+    return cudaGetLastError();
 }
 
 cudaError_t launchAttentionSums(const AttentionSumsArgs& args, CudaElement element, cudaStream_t stream) {

@@ -27,7 +27,24 @@ struct ChangeSumsArgs {
 bool takesChangeSums(const ChangeSumsArgs& args, CudaElement element);
 cudaError_t launchChangeSums(const ChangeSumsArgs& args, CudaElement element, cudaStream_t stream);
 
-// The same sums of many queries on compute capability 9.0 (warpgroup_sums.cu); cudaErrorNotSupported: not this device, or not these arguments.
+// Whether every head holds equally many entries, each at its own position, and the queries are the newest of them: found [2], zeros before, becomes
+// {1 where it is not so, how many}.
+struct PromptCheckArgs {
+    const std::int32_t *positions = nullptr, *lengths = nullptr, *queryPositions = nullptr; // [kvHeads, capacity], [kvHeads], [queries]
+    std::int64_t positionsHead = 0, kvHeads = 0, capacity = 0, queries = 0;
+    std::int32_t* found = nullptr;
+};
+cudaError_t launchPromptCheck(const PromptCheckArgs& args, cudaStream_t stream);
+
+// norms [heads, rows] of ‖x‖², x by its strides on 16-byte addresses. bf16 and fp16, head sizes 64 and 128; others: cudaErrorNotSupported.
+struct SquaredNormsArgs {
+    const void* x = nullptr;
+    std::int64_t head = 0, row = 0, heads = 0, rows = 0, dim = 0;
+    float* norms = nullptr;
+};
+cudaError_t launchSquaredNorms(const SquaredNormsArgs& args, CudaElement element, cudaStream_t stream);
+
+// The sums of many queries on compute capability 9.0 (warpgroup_sums.cu); cudaErrorNotSupported: not this device, or not these arguments.
 enum class Sum { weights, squares, changes };
 cudaError_t launchWarpgroupSums(const ChangeSumsArgs& args, Sum kind, CudaElement element, cudaStream_t stream);
 

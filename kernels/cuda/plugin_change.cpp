@@ -35,16 +35,34 @@ at::Tensor changeOfOne(const at::Tensor& q, const at::Tensor& k, const at::Tenso
     return change;
 }
 
-// How many entries every head holds, where each lies at its own position and the queries are the newest of them; else −1. Asks the device.
+// How many entries every head holds, where each lies at its own position and the queries are the newest of them; else −1. Asks the device, once.
 std::int64_t heldByAll(const at::Tensor& positions, const at::Tensor& lengths, const at::Tensor& queryPositions) {
-    const std::int64_t count = queryPositions.size(0);
-    const at::Tensor places = at::arange(positions.size(1), positions.options()), held = lengths[0];
-    const at::Tensor newest = queryPositions == places.narrow(0, 0, count) + (held - count);
-    const at::Tensor plain = (lengths == held).all() & ((positions == places) | (places >= held)).all() & newest.all();
-    return at::where(plain, held, -1).item<std::int32_t>();
+    const at::Tensor places = positions.stride(1) == 1 ? positions : positions.contiguous();
+    const at::Tensor held = lengths.contiguous(), newest = queryPositions.contiguous();
+    const at::Tensor found = at::zeros({2}, positions.options());
+    PromptCheckArgs a;
+    a.positions = places.const_data_ptr<std::int32_t>(), a.positionsHead = places.stride(0);
+    a.lengths = held.const_data_ptr<std::int32_t>();
+    a.queryPositions = newest.const_data_ptr<std::int32_t>();
+    a.kvHeads = places.size(0), a.capacity = places.size(1), a.queries = newest.size(0);
+    a.found = found.mutable_data_ptr<std::int32_t>();
+    check(launchPromptCheck(a, stream()), "output_change");
+    const at::Tensor here = found.cpu();
+    const std::int32_t* told = here.const_data_ptr<std::int32_t>();
+    return told[0] != 0 ? -1 : told[1];
 }
 
-at::Tensor squaredNorms(const at::Tensor& x) { return at::linalg_vector_norm(x, 2, {-1}, false, at::kFloat).square_(); }
+// [heads, rows] fp32 of 16-bit x [heads, rows, 64 or 128] in tiles.
+at::Tensor squaredNorms(const at::Tensor& x) {
+    at::Tensor norms = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kFloat));
+    SquaredNormsArgs a;
+    a.x = x.const_data_ptr();
+    a.head = x.stride(0), a.row = x.stride(1);
+    a.heads = x.size(0), a.rows = x.size(1), a.dim = x.size(2);
+    a.norms = norms.mutable_data_ptr<float>();
+    check(launchSquaredNorms(a, elementOf(x), stream()), "output_change");
+    return norms;
+}
 
 at::Tensor outputChange(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& positions, const at::Tensor& lengths,
                         const at::Tensor& queryPositions, double scale, int64_t kind, const OptionalTensor& output, const OptionalTensor& logSumExp) {
@@ -76,7 +94,7 @@ at::Tensor outputChange(const at::Tensor& q, const at::Tensor& k, const at::Tens
     constexpr std::int64_t MuchSeen = 256;
     const std::int64_t exact = kind == ValueOnly ? 0 : std::clamp<std::int64_t>(MuchSeen - (held - count), 0, count);
     if (exact == count) return inAtenCalls();
-    const at::Tensor queries = q.narrow(1, exact, count - exact), values = v.narrow(1, 0, held);
+    const at::Tensor queries = q.narrow(1, exact, count - exact), values = inTiles(v.narrow(1, 0, held));
     at::Tensor outputs, logSums; // [Hq, S, D], [Hq, S], of these queries
     if (logSumExp) { // with it the output, where the changes hang on it
         if (kind != ValueOnly) outputs = output->reshape({count, q.size(0), dim}).transpose(0, 1).narrow(1, exact, count - exact);
@@ -93,7 +111,7 @@ at::Tensor outputChange(const at::Tensor& q, const at::Tensor& k, const at::Tens
     a.logSumExp = logSums.const_data_ptr<float>();
     a.columnSum = change.mutable_data_ptr<float>(), a.columnSumHead = capacity;
     if (kind != ValueOnly) {
-        o = inTiles(outputs), outputNorms = squaredNorms(o).contiguous();
+        o = inTiles(outputs), outputNorms = squaredNorms(o);
         args.o = o.const_data_ptr(), args.oHead = o.stride(0), args.oRow = o.stride(1);
         args.valueNorms = valueNorms.const_data_ptr<float>(), args.outputNorms = outputNorms.const_data_ptr<float>();
     }

@@ -1,8 +1,9 @@
 // The sums of attention_sums.cu for compute capability 9.0, whose matrix units are fed by groups of four warps from shared memory.
 //
-// A block takes 256 keys of one query head, 64 for each of four groups (192 with outputs), which hold them in registers. One more warp copies 64 queries at a time (and their
-// outputs) into a ring, with their norms. A group multiplies its keys with a tile and sums up the weights while the other groups' products run: exponentials
-// take about as long as products. As there, a key's sum stays in the registers of four neighbouring threads, added to in one fixed order.
+// A block takes 256 keys of one query head, 64 for each of four groups, which hold them in registers; where outputs count, 192 keys and their values.
+// One more warp copies 64 queries at a time (and their outputs) into a ring, with their norms. A group multiplies its keys with a tile and sums up the
+// weights while the other groups' products run: exponentials take about as long as products. As there, a key's sum stays in the registers of four
+// neighbouring threads, added to in one fixed order.
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch_change.h"
 #include "kernels/cuda/map_cells.cuh"
@@ -28,13 +29,13 @@ template <int Dim, Form What> struct Ring {
     static constexpr int Registers = Changes ? 160 : 112; // of a thread that multiplies; all of a block have no more than it starts with, 128 or 96 each
     static constexpr bool Turns = Changes; // groups begin their products one after another: they would all wait for the same unit else. 6 % faster with outputs, slower without
     static constexpr int Box = 64 * 64, Boxes = Dim / 64, Tile = Queries * Dim, Operands = Changes ? 2 : 1; // in elements; a tile is Boxes boxes side by side
-    static constexpr int Values = Changes ? Keys * Dim : 0, Stages = Changes ? 5 : 6;
+    static constexpr int Stages = Changes ? 5 : 6;
     static constexpr int TileBytes = Operands * Tile * 2, Norms = Operands * Queries;
-    static constexpr int Bytes = 1024 + Values * 2 + Stages * (TileBytes + Norms * 4 + 16);
+    static constexpr int Bytes = 1024 + Stages * (TileBytes + Norms * 4 + 16);
 };
 
 struct Maps {
-    CUtensorMap q, v, o; // [heads, rows, Dim]; the last two for changes
+    CUtensorMap q, o; // [heads, rows, Dim]; the latter for changes
 };
 
 // The queries, tile by tile. Tiles cross rows of a map once at most: of short rows they take one each.
@@ -104,8 +105,7 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
     constexpr int Depth = Dim / 16;
     const AttentionSumsArgs& a = args.sums;
     extern __shared__ unsigned char memory[];
-    T* const valueTiles = reinterpret_cast<T*>(memory + (1024 - sharedPlace(memory) % 1024) % 1024); // of each group
-    T* const tiles = valueTiles + R::Values;
+    T* const tiles = reinterpret_cast<T*>(memory + (1024 - sharedPlace(memory) % 1024) % 1024);
     float* const norms = reinterpret_cast<float*>(tiles + R::Stages * R::Operands * R::Tile); // of the queries, of their outputs
     std::uint64_t* const full = reinterpret_cast<std::uint64_t*>(norms + R::Stages * R::Norms);
     std::uint64_t* const empty = full + R::Stages;
@@ -144,15 +144,11 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
             if (lane > 0) {
                 arrive(full + stage);
             } else {
-                arriveExpecting(full + stage, R::TileBytes + (t == 0 ? R::Values * 2 : 0));
+                arriveExpecting(full + stage, R::TileBytes);
                 T* to = tiles + stage * R::Operands * R::Tile;
                 for (int box = 0; box < R::Boxes; ++box) {
                     copyTile(to + box * R::Box, maps.q, full + stage, box * 64, walk.begin, head);
-                    if constexpr (Changes) {
-                        copyTile(to + R::Tile + box * R::Box, maps.o, full + stage, box * 64, walk.begin, head);
-                        for (int group = 0; group < Groups && t == 0; ++group)
-                            copyTile(valueTiles + (group * R::Boxes + box) * R::Box, maps.v, full, box * 64, keyBegin + group * GroupKeys, kvHead);
-                    }
+                    if constexpr (Changes) copyTile(to + R::Tile + box * R::Box, maps.o, full + stage, box * 64, walk.begin, head);
                 }
             }
             walk.next();
@@ -163,15 +159,23 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
 
     takeRegisters<R::Registers>();
     const int key = keyBegin + warp * 16 + lane / 4; // of the thread, and the one 8 later
+    const auto read = [&](std::uint32_t(&to)[Depth][4], const void* head, std::int64_t row) {
+        const T* from = static_cast<const T*>(head) + lane % 4 * 2;
+        for (int half = 0; half < 2; ++half)
+            for (int d = 0; d < Depth * 2; ++d)
+                to[d / 2][d % 2 * 2 + half] = key + half * 8 < held ? *reinterpret_cast<const std::uint32_t*>(from + (key + half * 8) * row + d * 8) : 0;
+    };
     std::uint32_t keys[Depth][4];
-    const T* k = static_cast<const T*>(a.k) + kvHead * a.kHead;
-    for (int half = 0; half < 2; ++half)
-        for (int d = 0; d < Depth * 2; ++d)
-            keys[d / 2][d % 2 * 2 + half] = key + half * 8 < held ? *reinterpret_cast<const std::uint32_t*>(k + (key + half * 8) * a.kRow + d * 8 + lane % 4 * 2) : 0;
+    [[maybe_unused]] std::uint32_t values[Depth][4]; // from shared memory both operands of their products would be read at its full bandwidth
+    read(keys, static_cast<const T*>(a.k) + kvHead * a.kHead, a.kRow);
+    if constexpr (Changes) read(values, static_cast<const T*>(args.v) + kvHead * args.vHead, args.vRow);
     float valueNorms[2] = {};
     if constexpr (Changes)
         for (int half = 0; half < 2; ++half) valueNorms[half] = key + half * 8 < held ? args.valueNorms[kvHead * a.held + key + half * 8] : 0.0f;
-    const std::uint64_t value = Changes ? operandAt(valueTiles + warp / 4 * R::Boxes * R::Box) : 0;
+    // Changes are summed up in units of scale²: s is then the plain product.
+    const float perScale = Changes ? 1 / a.scale : 0.0f, twice = -2 * perScale;
+    float unitNorms[2], twiceNorms[2];
+    for (int half = 0; half < 2; ++half) twiceNorms[half] = 2 * valueNorms[half] * perScale, unitNorms[half] = valueNorms[half] * perScale * perScale;
 
     const MapColumns cells(a, head, keyBegin + warp * 16);
     float total[2] = {}, bin[2] = {}, ended[2] = {}; // bin: of the map's row; ended: of the one before, while it is not added yet
@@ -192,7 +196,7 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
         for (int d = 0; d < Depth; ++d) multiplyGroup<T>(scores, keys[d], query + at(d), d > 0);
         if constexpr (Changes)
 #pragma unroll
-            for (int d = 0; d < Depth; ++d) multiplyGroup<T>(products, value + at(d), output + at(d), d > 0);
+            for (int d = 0; d < Depth; ++d) multiplyGroup<T>(products, values[d], output + at(d), d > 0);
         commitProducts();
         if constexpr (R::Turns)
             if (warp / 4 < Groups - 1 || walk.end() < queries) giveTurn((warp / 4 + 1) % Groups);
@@ -227,11 +231,10 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
                         float weight = power2(fmaf(scores[n][c], scale, -rowNorms[i]));
                         if (decltype(masked)::value && half * 8 > sees + n * 8 + lane % 4 * 2 + i % 2) weight = 0;
                         if constexpr (Changes) {
-                            const float s = What == Form::key ? scores[n][c] : scores[n][c] * a.scale, size = valueNorms[half], ov = products[n][c];
-                            const float away = fmaxf(fmaf(-2.0f, ov, size + outputNorms[i]), 0.0f); // ‖v − o‖²
-                            float change = s * s * away;
-                            if constexpr (What == Form::joint) change = fmaxf(fmaf(s, fmaf(s, away, fmaf(-2.0f, ov, 2 * size)), size), 0.0f);
-                            if constexpr (What == Form::independent) change += size;
+                            const float s = scores[n][c], ov = products[n][c];
+                            const float away = fmaf(-2.0f, ov, valueNorms[half] + outputNorms[i]); // ‖v − o‖²
+                            float change = s * (What == Form::joint ? fmaf(s, away, fmaf(twice, ov, twiceNorms[half])) : s * away);
+                            if constexpr (What != Form::key) change += unitNorms[half];
                             sums[half] = fmaf(weight, change, sums[half]);
                         } else if (decltype(split)::value && n * 8 + lane % 4 * 2 + i % 2 < walk.left) {
                             early[half] += weight;
@@ -267,7 +270,7 @@ __global__ void __launch_bounds__(Ring<Dim, What>::Threads, 1) warpgroup_sums_ke
     }
     if (!a.columnSum) return;
     for (int half = 0; half < 2; ++half) {
-        const float sum = quadSum(total[half]) * (What == Form::key ? a.scale * a.scale : 1.0f);
+        const float sum = Changes ? fmaxf(quadSum(total[half]), 0.0f) * a.scale * a.scale : quadSum(total[half]); // rounding may leave less than 0
         if (lane % 4 == 0 && key + half * 8 < held) a.columnSum[head * a.columnSumHead + key + half * 8] += sum;
     }
 #endif
@@ -330,7 +333,8 @@ cudaError_t launchWarpgroupSums([[maybe_unused]] const ChangeSumsArgs& args, [[m
         if (a.map && a.columnBin < 16) return cudaErrorNotSupported; // MapColumns
         return a.map ? launchForm<Form::map>(args, unit, maps, element, stream) : launchForm<Form::sums>(args, unit, maps, element, stream);
     }
-    if (!describe(maps.v, element, args.v, a.dim, a.held, a.kvHeads, args.vRow, args.vHead) || !describe(maps.o, element, args.o, a.dim, a.queries, a.queryHeads, args.oRow, args.oHead))
+    constexpr float SmallScale = 1e-6f; // changes in units of its square would leave fp32
+    if (!(std::abs(a.scale) >= SmallScale) || !describe(maps.o, element, args.o, a.dim, a.queries, a.queryHeads, args.oRow, args.oHead))
         return cudaErrorNotSupported;
     return args.kind == 1   ? launchForm<Form::key>(args, 2 * Log2e, maps, element, stream)
            : args.kind == 2 ? launchForm<Form::joint>(args, 2 * Log2e, maps, element, stream)
