@@ -24,11 +24,11 @@ using CodedWalks = DecodeWalks<T, Dim, Warps<Dim, Across>, 1>;
 template <class T, int Dim, bool Across>
 struct CodedShared { // sizes of the parts of a block's shared memory
     static constexpr int SideBytes = CodedSide<T, Dim, Across>::SharedBytes, HeadBytes = sizeof(Cuts) + Segments * sizeof(Segment) + 8;
-    static constexpr int firstPart(int warps, int blocks) { // code tables, then tiles, and outputs where the tiles were
-        return 2 * CodeTable<!Across>::Bytes + std::max(warps * Tile<T, Dim>::Bytes, CodedWalks<T, Dim, Across>::outputBytes(warps, blocks));
+    static constexpr int firstPart(int warps) { // code tables, then tiles, and outputs where the tiles were
+        return 2 * CodeTable<!Across>::Bytes + std::max(warps * Tile<T, Dim>::Bytes, CodedWalks<T, Dim, Across>::outputBytes(warps));
     }
-    static std::size_t bytes(int warps, int kvHeads, int walks, int blocks) {
-        return static_cast<std::size_t>(firstPart(warps, blocks) + warps * (2 * SideBytes + TileEntries * 4 + TileHeads * 8) + kvHeads * HeadBytes +
+    static std::size_t bytes(int warps, int kvHeads, int walks) {
+        return static_cast<std::size_t>(firstPart(warps) + warps * (2 * SideBytes + TileEntries * 4 + TileHeads * 8) + kvHeads * HeadBytes +
                                         (kvHeads + 3 * walks + 3) * 4 + 16);
     }
 };
@@ -167,13 +167,13 @@ cudaError_t launch(const PackedAttentionArgs& args, const DecodeScratch& scratch
     const int kvHeads = static_cast<int>(args.attention.kvHeads), walks = walksOf(args.attention.queryHeads, kvHeads), blocks = decodeBlocks(device);
     int warps = Warps<Dim, Across>;
 #pragma unroll 1
-    while (warps > 1 && Sizes::bytes(warps, kvHeads, walks, blocks) > static_cast<std::size_t>(device.sharedPerBlock))
+    while (warps > 1 && Sizes::bytes(warps, kvHeads, walks) > static_cast<std::size_t>(device.sharedPerBlock))
         --warps;
-    const std::size_t bytes = Sizes::bytes(warps, kvHeads, walks, blocks);
+    const std::size_t bytes = Sizes::bytes(warps, kvHeads, walks);
     const auto kernel = coded_attention_kernel<T, Dim, Across>;
     if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)); error != cudaSuccess)
         return error;
-    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(warps * 32), bytes, stream>>>(args, scratch, Sizes::firstPart(warps, blocks));
+    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(warps * 32), bytes, stream>>>(args, scratch, Sizes::firstPart(warps));
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess || !scratch.scores) return error;
     return launchDecodeWeights(args.attention, scratch, stream);
 }

@@ -20,9 +20,9 @@ struct DecodeShared { // sizes of the parts of a block's shared memory
     static constexpr int Ring = Out == Output::none ? 4 : 2; // tiles a warp holds
     static constexpr int Queries = TileScores<T, Dim, 1>::SharedFloats, Weights = TileOutputs<T, Dim>::SharedFloats;
     static constexpr int RingBytes = Ring * TileStream<T, Dim, Ring, Out != Output::none>::Stage;
-    static std::size_t bytes(int warps, int kvHeads, int walks, int blocks) {
+    static std::size_t bytes(int warps, int kvHeads, int walks) {
         return static_cast<std::size_t>(warps * (RingBytes + (Weights + Waiting * TileHeads * 2) * 4) +
-                                        DecodeWalks<T, Dim>::outputBytes(warps, blocks) +
+                                        DecodeWalks<T, Dim>::outputBytes(warps) +
                                         (Queries + kvHeads + 3 * walks + 2 + Waiting) * 4);
     }
 };
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
     const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
     float* allOutputs = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes);
     float* weights = reinterpret_cast<float*>(shared + warps * Sizes::RingBytes +
-                                              Walks::outputBytes(warps, static_cast<int>(gridDim.x))); // [warps, …]
+                                              Walks::outputBytes(warps)); // [warps, …]
     float2* tops = reinterpret_cast<float2*>(weights + warps * Sizes::Weights); // [Waiting, warps, 8] (max, sum)
     float* queries = reinterpret_cast<float*>(tops + Waiting * warps * TileHeads);
     int* held = reinterpret_cast<int*>(queries + Sizes::Queries); // [kvHeads]
@@ -57,9 +57,10 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
     const int tiles = first[walks], blocks = blocksFor(first, walks, warps, static_cast<int>(gridDim.x)),
               block = static_cast<int>(blockIdx.x);
     const Walks share{a, s, group, parts, warps, block, allOutputs, tops, last, takers};
-    share.clearEmpty(first, walks);
-    if (block >= blocks) return;
-    share.findTakers(first, walks, blocks);
+    if (block >= blocks) {
+        share.clearEmpty(first, walks);
+        return;
+    }
 
     const float scale = a.scale * Log2E;
     TileScores<T, Dim, 1> scores;
@@ -92,6 +93,8 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) decode_attention_kernel(cons
     int waiting = 0, waitingWalk[Waiting] = {};
     readAhead(walk);
     stream.begin();
+    share.clearEmpty(first, walks); // while the first tiles are on their way
+    share.findTakers(first, walks, blocks);
 #pragma unroll 1
     for (int flat = begin + warp; begin < end;) {
         const Walk w(group, parts, walk);
@@ -155,9 +158,9 @@ cudaError_t launch(const AttentionArgs& args, const DecodeScratch& scratch, cons
     const int walks = walksOf(args.queryHeads, args.kvHeads), kvHeads = static_cast<int>(args.kvHeads), blocks = decodeBlocks(device);
     int warps = MaxWarps;
 #pragma unroll 1
-    while (warps > 1 && Sizes::bytes(warps, kvHeads, walks, blocks) > static_cast<std::size_t>(device.sharedPerBlock))
+    while (warps > 1 && Sizes::bytes(warps, kvHeads, walks) > static_cast<std::size_t>(device.sharedPerBlock))
         --warps;
-    const std::size_t bytes = Sizes::bytes(warps, kvHeads, walks, blocks);
+    const std::size_t bytes = Sizes::bytes(warps, kvHeads, walks);
     const auto kernel = decode_attention_kernel<T, Dim, Out>;
     if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
         error != cudaSuccess)

@@ -75,57 +75,41 @@ struct RunningSoftmax {
 // Of the block's first warps: those that attend, if others only copy.
 __device__ inline void meet(int warps) { asm volatile("bar.sync 1, %0;" ::"r"(warps * 32) : "memory"); }
 
-// Slices of a walk, in `count` slots from `slot` on, put together by so many warps. shared: [queryHeads, count] float2.
+// Slices of a walk, in `count` slots from `slot` on, put together by so many warps. Every thread works out the weights it needs for itself: nothing to
+// meet for, and all that it reads is asked for at once.
 template <class T, int Dim>
-__device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Walk& w, std::int64_t slot, int count, int warps, float2* shared) {
-    constexpr int Together = 10; // loads in flight
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll 1
-    for (int g = static_cast<int>(threadIdx.x) / 32; g < w.queryHeads; g += warps) {
-        float2* mine = shared + g * count;
-        float top = -FLT_MAX, sum = 0;
-#pragma unroll 1
-        for (int i = lane; i < count; i += 32) {
-            mine[i] = __ldcg(&s.parts[(slot + i) * TileHeads + g]);
-            top = fmaxf(top, mine[i].x);
-        }
-#pragma unroll 1
-        for (int step = 16; step > 0; step /= 2)
-            top = fmaxf(top, __shfl_xor_sync(EveryLane, top, step));
-#pragma unroll 1
-        for (int i = lane; i < count; i += 32) {
-            mine[i].x = power2(mine[i].x - top);
-            sum += mine[i].y * mine[i].x;
-        }
-#pragma unroll 1
-        for (int step = 16; step > 0; step /= 2)
-            sum += __shfl_xor_sync(EveryLane, sum, step);
-        const float scale = sum > 0 ? 1 / sum : 0.0f; // nothing visible: 0
-#pragma unroll 1
-        for (int i = lane; i < count; i += 32)
-            mine[i].x *= scale;
-        if (lane == 0 && s.logSums) s.logSums[w.queryHead + g] = top + log2f(sum);
-    }
-    meet(warps);
+__device__ void combine(const AttentionArgs& a, const DecodeScratch& s, const Walk& w, std::int64_t slot, int count, int warps) {
+    constexpr int Together = 16; // slices
     T* out = static_cast<T*>(a.out) + static_cast<std::int64_t>(w.queryHead) * Dim;
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < w.queryHeads * (Dim / 2); i += warps * 32) {
         const int g = i / (Dim / 2), d = i % (Dim / 2) * 2;
-        const float* from = s.outputs + (slot * TileHeads + g) * Dim + d;
+        float top = -FLT_MAX, sum = 0;
         float2 o = make_float2(0, 0);
 #pragma unroll 1
         for (int k = 0; k < count; k += Together) {
-            float2 x[Together];
-#pragma unroll
-            for (int j = 0; j < Together; ++j)
-                x[j] = __ldcg(reinterpret_cast<const float2*>(from + static_cast<std::int64_t>(min(k + j, count - 1)) * TileHeads * Dim));
+            float2 part[Together], x[Together];
 #pragma unroll
             for (int j = 0; j < Together; ++j) {
-                const float weight = k + j < count ? shared[g * count + k + j].x : 0.0f;
-                o.x += weight * x[j].x, o.y += weight * x[j].y;
+                const std::int64_t place = (slot + min(k + j, count - 1)) * TileHeads + g;
+                part[j] = __ldcg(&s.parts[place]);
+                x[j] = __ldcg(reinterpret_cast<const float2*>(s.outputs + place * Dim + d));
+            }
+            float high = top;
+#pragma unroll
+            for (int j = 0; j < Together; ++j)
+                high = fmaxf(high, part[j].x); // one that is there twice changes nothing
+            const float shrink = power2(top - high);
+            sum *= shrink, o.x *= shrink, o.y *= shrink, top = high;
+#pragma unroll
+            for (int j = 0; j < Together; ++j) {
+                const float weight = k + j < count ? power2(part[j].x - top) : 0.0f;
+                sum += weight * part[j].y, o.x += weight * x[j].x, o.y += weight * x[j].y;
             }
         }
-        out[g * Dim + d] = narrow<T>(o.x), out[g * Dim + d + 1] = narrow<T>(o.y);
+        const float scale = sum > 0 ? 1 / sum : 0.0f; // nothing visible: 0
+        out[g * Dim + d] = narrow<T>(o.x * scale), out[g * Dim + d + 1] = narrow<T>(o.y * scale);
+        if (d == 0 && s.logSums) s.logSums[w.queryHead + g] = top + log2f(sum);
     }
 }
 
@@ -137,17 +121,14 @@ struct DecodeWalks {
     const AttentionArgs& a;
     const DecodeScratch& s;
     int group, parts, warps, block; // warps: that attend, the block's first
-    float* outputs; // [Held, warps, apart]; combine() uses the place, too
+    float* outputs; // [Held, warps, apart]
     float2* tops;   // [Held, warps, 8] (max, sum)
     int* last;      // [Held]
     int2* takers;   // [walks] first block, how many
     int apart = Outputs; // floats from one warp's outputs to the next: fewer will do for few heads
 
     // Of all warps; heads: at most as many of a walk.
-    __host__ __device__ static constexpr int outputBytes(int warps, int blocks, int heads = TileHeads) {
-        const int all = Held * warps * outputFloats(heads) * 4, slices = heads * blocks * 8;
-        return all > slices ? all : slices;
-    }
+    __host__ __device__ static constexpr int outputBytes(int warps, int heads = TileHeads) { return Held * warps * outputFloats(heads) * 4; }
     __device__ void clearEmpty(const int* first, int walks) const { // heads without entries: 0
 #pragma unroll 1
         for (int walk = block; walk < walks; walk += static_cast<int>(gridDim.x))
@@ -207,21 +188,20 @@ struct DecodeWalks {
                 }
             }
         }
-        __threadfence();
         meet(warps);
         if (static_cast<int>(threadIdx.x) < count) {
+            __threadfence(); // for all that met
             const int walk = done[threadIdx.x], slices = takers[walk].y;
             const auto before = static_cast<unsigned>(slices - 1);
             last[threadIdx.x] = slices > 1 && atomicInc(&s.arrived[walk], before) == before; // the last one leaves 0 for the next launch
+            __threadfence();
         }
         meet(warps);
 #pragma unroll 1
         for (int j = 0; j < count; ++j)
             if (last[j]) {
-                __threadfence();
                 const int2 taker = takers[done[j]];
-                combine<T, Dim>(a, s, Walk(group, parts, done[j]), taker.x + done[j], taker.y, warps, reinterpret_cast<float2*>(outputs));
-                meet(warps);
+                combine<T, Dim>(a, s, Walk(group, parts, done[j]), taker.x + done[j], taker.y, warps);
             }
         meet(warps); // shared memory is used again
     }

@@ -33,8 +33,8 @@ struct PackedShared { // of a block: queries, the ring, outputs and what the ker
     using Places = PackedPlaces<T, Dim, Bits, ByChannel>;
     static constexpr int HeadBytes = sizeof(Cuts) + Segments * sizeof(Segment), StoredBytes = PackedQueries<T, Dim, Bits, ByChannel>::StoredBytes;
     // heads: of a walk. Without the ring.
-    static std::size_t fixedBytes(int warps, int heads, int kvHeads, int walks, int blocks) {
-        return static_cast<std::size_t>(PackedWalks<T, Dim>::outputBytes(warps, blocks, heads) + StoredBytes + warps * (Held * TileHeads * 8) + kvHeads * HeadBytes +
+    static std::size_t fixedBytes(int warps, int heads, int kvHeads, int walks) {
+        return static_cast<std::size_t>(PackedWalks<T, Dim>::outputBytes(warps, heads) + StoredBytes + warps * (Held * TileHeads * 8) + kvHeads * HeadBytes +
                                         (kvHeads + 3 * walks + 2 + Held) * 4);
     }
 };
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(Warps * 32, 1)
               walks = static_cast<int>(a.kvHeads) * parts, together = min(group, TileHeads);
     char *ring = shared + Sizes::StoredBytes, *behind = ring + stages * Places::Stage;
     float* allOutputs = reinterpret_cast<float*>(behind);
-    float2* tops = reinterpret_cast<float2*>(behind + Walks::outputBytes(warps, static_cast<int>(gridDim.x), together)); // [Held, warps, 8]
+    float2* tops = reinterpret_cast<float2*>(behind + Walks::outputBytes(warps, together)); // [Held, warps, 8]
     Cuts* cuts = reinterpret_cast<Cuts*>(tops + Held * warps * TileHeads);                    // [kvHeads]
     Segment* segments = reinterpret_cast<Segment*>(cuts + a.kvHeads);                         // [kvHeads, Segments]
     int* units = reinterpret_cast<int*>(segments + a.kvHeads * Segments);                     // [kvHeads]
@@ -228,7 +228,7 @@ cudaError_t launch(const PackedAttentionArgs& args, const DecodeScratch& scratch
     // A warp waits for a place when the one that it had before has been filled; so that it cannot be a whole round ahead, the ring holds more units than there are warps.
     const int copiers = device.clusters ? 1 : MostCopiers;
     int warps = Warps - copiers, stages = 0;
-    const auto fixed = [&] { return static_cast<int>(Sizes::fixedBytes(warps, heads, kvHeads, walks, blocks)); };
+    const auto fixed = [&] { return static_cast<int>(Sizes::fixedBytes(warps, heads, kvHeads, walks)); };
 #pragma unroll 1
     for (;; --warps) {
         if (warps == 0) return cudaErrorNotSupported;

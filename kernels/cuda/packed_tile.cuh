@@ -86,6 +86,27 @@ struct TokenRow {
     }
 };
 
+// Scales of two tokens' rows, the first one's below the second one's, for every block of 32 channels.
+template <int Blocks>
+__device__ __forceinline__ void scalesOfTwo(const char* first, const char* second, int groups, unsigned (&to)[Blocks]) {
+    if (groups == Blocks) {
+        const TokenRow<Blocks> a(first, groups), b(second, groups);
+#pragma unroll
+        for (int x = 0; x < Blocks; ++x)
+            to[x] = __byte_perm(a.words[x / 2], b.words[x / 2], x % 2 ? 0x7632 : 0x5410);
+    } else if (groups == 2) { // of four blocks: those that share a scale share its product with P
+        const unsigned a = *reinterpret_cast<const unsigned*>(first), b = *reinterpret_cast<const unsigned*>(second);
+#pragma unroll
+        for (int x = 0; x < Blocks; ++x)
+            to[x] = __byte_perm(a, b, x < Blocks / 2 ? 0x5410 : 0x7632);
+    } else {
+        const unsigned both = __byte_perm(*reinterpret_cast<const unsigned short*>(first), *reinterpret_cast<const unsigned short*>(second), 0x5410);
+#pragma unroll
+        for (int x = 0; x < Blocks; ++x)
+            to[x] = both;
+    }
+}
+
 // The queries of a walk: as they are, for exact keys, and as fp16 over a power of two, for codes.
 template <class T, int Dim, int Bits, bool ByChannel>
 struct PackedQueries {
@@ -396,13 +417,14 @@ struct PackedOutputs {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int e0 = at0 + 8 * i, e1 = at1 + 8 * i;
-            const TokenRow<Blocks> s0(scale + e0 * rowBytes, groups), s1(scale + e1 * rowBytes, groups);
+            unsigned both[Blocks];
+            scalesOfTwo<Blocks>(scale + e0 * rowBytes, scale + e1 * rowBytes, groups, both);
             const unsigned z0 = *reinterpret_cast<const unsigned short*>(zero + e0 * rowBytes + group * 2),
                            z1 = *reinterpret_cast<const unsigned short*>(zero + e1 * rowBytes + group * 2);
             z[i] = __byte_perm(z0, z1, 0x5410);
 #pragma unroll
             for (int x = 0; x < Blocks; ++x)
-                scales[x][i] = __byte_perm(s0.words[x / 2], s1.words[x / 2], x % 2 ? 0x7632 : 0x5410);
+                scales[x][i] = both[x];
             if (low > 0 || high < TileEntries) {
                 const unsigned real = (e0 >= low && e0 < high ? 0xffffu : 0) | (e1 >= low && e1 < high ? 0xffff0000u : 0);
                 z[i] &= real;

@@ -221,11 +221,11 @@ struct TurnedScores<float, Dim> : Turns<float, Dim> {
 template <class T, int Dim>
 struct SparseShared { // sizes of the parts of a block's shared memory
     static constexpr int Weights = TileOutputs<T, Dim>::SharedFloats;
-    static int firstPart(int warps, int splits) {
-        return std::max(warps * WarpBytes<T, Dim>, SparseWalks<T, Dim>::outputBytes(warps, splits));
+    static int firstPart(int warps) {
+        return std::max(warps * WarpBytes<T, Dim>, SparseWalks<T, Dim>::outputBytes(warps));
     } // tiles, and then outputs
-    static std::size_t bytes(int warps, int walks, int splits) {
-        return static_cast<std::size_t>(firstPart(warps, splits) + TileHeads * Dim * static_cast<int>(sizeof(T)) +
+    static std::size_t bytes(int warps, int walks) {
+        return static_cast<std::size_t>(firstPart(warps) + TileHeads * Dim * static_cast<int>(sizeof(T)) +
                                         (warps * (Weights + TileHeads * 2) + Dim / 2 + 2 * walks + 1) * 4);
     }
 };
@@ -327,16 +327,16 @@ cudaError_t launch(const SparseAttentionArgs& args, const DecodeScratch& scratch
     const auto splitsOf = [&](int warps) { return std::clamp(decodeBlocks(device) / walks, 1, (tiles + warps - 1) / warps); };
     int warps = Warps<T, Dim>;
 #pragma unroll 1
-    while (warps > 1 && Sizes::bytes(warps, walks, splitsOf(warps)) > static_cast<std::size_t>(device.sharedPerBlock))
+    while (warps > 1 && Sizes::bytes(warps, walks) > static_cast<std::size_t>(device.sharedPerBlock))
         --warps;
     const int splits = splitsOf(warps);
-    const std::size_t bytes = Sizes::bytes(warps, walks, splits);
+    const std::size_t bytes = Sizes::bytes(warps, walks);
     const auto kernel = sparse_attention_kernel<T, Dim>;
     if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
         error != cudaSuccess)
         return error;
     kernel<<<dim3(static_cast<unsigned>(splits), static_cast<unsigned>(walks)), static_cast<unsigned>(warps * 32), bytes, stream>>>(
-        args, scratch, Sizes::firstPart(warps, splits));
+        args, scratch, Sizes::firstPart(warps));
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess || !scratch.scores) return error;
     return launchDecodeWeights(a, scratch, stream);
 }

@@ -44,24 +44,13 @@ using Product = float[8][4];
                  "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"                                                                                                           \
                  : KEEPSIGHT_PRODUCT                                                                                                                                   \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add))
-#define KEEPSIGHT_MULTIPLY_SHARED(type)                                                                                                                                \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " KEEPSIGHT_PLACES                            \
-                 "%32, %33, p, 1, 1, 0, 0;\n}"                                                                                                                         \
-                 : KEEPSIGHT_PRODUCT                                                                                                                                   \
-                 : "l"(a), "l"(b), "r"(add))
 
-// c (+)= a · bᵀ, 16 columns of 64 rows each; a from registers, as mma.m16n8k16 has it, or from shared memory.
+// c (+)= a · bᵀ, 16 columns of 64 rows each; a from registers, as mma.m16n8k16 has it.
 template <class T> __device__ inline void multiplyGroup(Product& c, const std::uint32_t (&a)[4], std::uint64_t b, int add) {
     if constexpr (std::is_same_v<T, __half>)
         KEEPSIGHT_MULTIPLY_REGISTERS("f16");
     else
         KEEPSIGHT_MULTIPLY_REGISTERS("bf16");
-}
-template <class T> __device__ inline void multiplyGroup(Product& c, std::uint64_t a, std::uint64_t b, int add) {
-    if constexpr (std::is_same_v<T, __half>)
-        KEEPSIGHT_MULTIPLY_SHARED("f16");
-    else
-        KEEPSIGHT_MULTIPLY_SHARED("bf16");
 }
 __device__ inline void beginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void commitProducts() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -73,6 +62,5 @@ template <int Pending> __device__ inline void waitForProducts(Product& c) {
 #undef KEEPSIGHT_PRODUCT
 #undef KEEPSIGHT_PLACES
 #undef KEEPSIGHT_MULTIPLY_REGISTERS
-#undef KEEPSIGHT_MULTIPLY_SHARED
 
 } // namespace keepsight::cuda
