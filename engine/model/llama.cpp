@@ -22,11 +22,11 @@ public:
         if (m_dense.defined()) return m_bias ? at::linear(x, m_dense, *m_bias) : at::linear(x, m_dense);
         return ops::linear(x, m_packed, static_cast<int>(m_type), m_in, m_bias);
     }
-    // With what comes before and after the product (the matrix's own bias included); one row on a device takes one pass.
+    // With what comes before and after the product (the matrix's own bias included); one row takes one call.
     at::Tensor apply(const at::Tensor& x, ops::MatvecOptions with) const {
-        if (m_dense.defined() && x.size(0) == 1) {
+        if (x.size(0) == 1) {
             with.bias = m_bias;
-            return ops::matvec(x, m_dense, with);
+            return m_dense.defined() ? ops::matvec(x, m_dense, with) : ops::stored_matvec(x, m_packed, static_cast<int>(m_type), m_in, with);
         }
         const at::Tensor y = apply(with.norm ? ops::rms_norm(x, *with.norm, with.eps) : x), out = with.gated ? ops::silu_mul(y) : y;
         return with.residual ? out.add_(*with.residual) : out;
@@ -289,17 +289,18 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
     const std::int64_t count = projected.size(0);
     const double scale = 1.0 / std::sqrt(static_cast<double>(c.headDim));
     const at::Tensor qkv = projected.view({count, c.queryHeads + 2 * c.kvHeads, c.headDim}).transpose(0, 1);
-    const at::Tensor plain = qkv.narrow(0, 0, c.queryHeads), v = qkv.narrow(0, c.queryHeads + c.kvHeads, c.kvHeads);
+    const at::Tensor plain = qkv.narrow(0, 0, c.queryHeads);
+    const auto values = [&] { return copied(qkv.narrow(0, c.queryHeads + c.kvHeads, c.kvHeads)); };
     at::Tensor q; // [queryHeads, S, D] after RoPE
-    if (count == 1 && !m_device.is_cpu() && stored.kvHeads == c.kvHeads && !cache.quantized()) {
+    if (count == 1 && stored.kvHeads == c.kvHeads && !cache.quantized()) {
         const at::Tensor turned = cache.ropeAppend(index, projected, positions, cache.plainKeys() ? m_still : m_inverse);
         if (!cache.plainKeys()) q = turned;
     } else if (!cache.plainKeys()) {
         const at::Tensor rotated = ops::rope(qkv.narrow(0, 0, c.queryHeads + c.kvHeads), positions, m_inverse);
         q = rotated.narrow(0, 0, c.queryHeads);
-        cache.append(index, copied(rotated.narrow(0, c.queryHeads, c.kvHeads)), copied(v), positions);
+        cache.append(index, copied(rotated.narrow(0, c.queryHeads, c.kvHeads)), values(), positions);
     } else {
-        cache.append(index, copied(qkv.narrow(0, c.queryHeads, c.kvHeads)), copied(v), positions);
+        cache.append(index, copied(qkv.narrow(0, c.queryHeads, c.kvHeads)), values(), positions);
     }
     const CacheLayer& held = cache.layer(index);
     const bool recordable = count == 1 && !m_device.is_cpu();

@@ -9,6 +9,7 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linear.h>
 #include <algorithm>
+#include <cstring>
 
 namespace keepsight::ops {
 namespace {
@@ -20,7 +21,7 @@ StoredMatrix matrixOf(const at::Tensor& packed, int64_t weightType, int64_t colu
     return {packed.const_data_ptr<uint8_t>(), static_cast<Stored>(weightType), packed.size(0), columns, packed.size(1)};
 }
 
-at::Tensor floats(const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
+at::Tensor floats(const at::Tensor& tensor) { return tensor.scalar_type() == at::kFloat && tensor.is_contiguous() ? tensor : tensor.to(at::kFloat).contiguous(); }
 
 // oneDNN is twice as fast as torch's own fp32 product, but has no public call; its operator is looked up by name.
 at::Tensor product(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) {
@@ -71,6 +72,22 @@ at::Tensor linearCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t 
         y.narrow(1, first, n).copy_(product(x, weightRows(packed, weightType, columns, first, n, x.scalar_type()), part));
     }
     return y;
+}
+
+// One row: the kernels of the separate operators one after the other, in one call. Between short products a call's own cost counts.
+at::Tensor storedMatvecCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t weightType, int64_t columns, const std::optional<at::Tensor>& bias,
+                           const std::optional<at::Tensor>& norm, const std::optional<at::Tensor>& residual, double eps, bool gated) {
+    const at::Tensor x = xIn.contiguous(), packed = packedIn.contiguous();
+    const int64_t rows = packed.size(0), outputs = gated ? rows / 2 : rows;
+    const at::Tensor biasFloats = bias ? floats(*bias) : at::Tensor(), normFloats = norm ? floats(*norm) : at::Tensor(),
+                     normed = norm ? at::empty({1, columns}, x.options()) : x, y = at::empty({1, rows}, x.options()), out = gated ? at::empty({1, outputs}, x.options()) : y;
+    const Element element = elementOf(x);
+    onCpu("stored_matvec", [&](const CpuKernels& kernels) {
+        if (norm) kernels.rmsNorm({x.const_data_ptr(), normFloats.const_data_ptr<float>(), normed.mutable_data_ptr(), 1, columns, static_cast<float>(eps), element});
+        kernels.linear({matrixOf(packed, weightType, columns), normed.const_data_ptr(), y.mutable_data_ptr(), element, 1, bias ? biasFloats.const_data_ptr<float>() : nullptr});
+        if (gated) kernels.siluMul({y.const_data_ptr(), out.mutable_data_ptr(), 1, outputs, element});
+    });
+    return residual ? out.add_(*residual) : out;
 }
 
 at::Tensor decoded(const at::Tensor& packed, int64_t weightType, int64_t columns, const int64_t* ids, int64_t count, at::ScalarType dtype) {
@@ -334,11 +351,38 @@ void appendEntriesCpu(at::Tensor& dst, const at::Tensor& srcIn, const at::Tensor
     if (!dense.is_same(dst)) dst.copy_(dense);
 }
 
+at::Tensor ropeAppendCpu(const at::Tensor& qkvIn, const at::Tensor& position, const at::Tensor& inverseFrequencies, at::Tensor& keys, at::Tensor& values, at::Tensor& positions,
+                         at::Tensor& lengths) {
+    const int64_t kvHeads = keys.size(0), capacity = keys.size(1), dim = keys.size(2), heads = qkvIn.size(1) / dim, queryHeads = heads - 2 * kvHeads;
+    checkLengths("rope_append", lengths, 1, capacity);
+    const at::Tensor qkv = qkvIn.contiguous(), frequencies = inverseFrequencies.contiguous(), turned = at::empty({queryHeads + kvHeads, 1, dim}, qkv.options());
+    onCpu("rope_append", [&](const CpuKernels& kernels) {
+        kernels.rope({qkv.const_data_ptr(), dim, dim, turned.mutable_data_ptr(), queryHeads + kvHeads, 1, dim, position.const_data_ptr<int32_t>(), 0,
+                      frequencies.const_data_ptr<float>(), 1, elementOf(qkv)});
+    });
+    const auto bytes = static_cast<int64_t>(qkv.element_size()), row = dim * bytes;
+    const auto* fresh = static_cast<const uint8_t*>(turned.const_data_ptr()) + queryHeads * row;
+    const auto* value = static_cast<const uint8_t*>(qkv.const_data_ptr()) + (queryHeads + kvHeads) * row;
+    const auto place = [&](const at::Tensor& of, int64_t head, int64_t entry) { return static_cast<uint8_t*>(of.mutable_data_ptr()) + (head * of.stride(0) + entry * of.stride(1)) * bytes; };
+    const int64_t step = lengths.stride(0);
+    auto* length = lengths.mutable_data_ptr<int32_t>();
+    for (int64_t h = 0; h < kvHeads; ++h) {
+        int32_t& behind = length[h * step];
+        std::memcpy(place(keys, h, behind), fresh + h * row, static_cast<std::size_t>(row));
+        std::memcpy(place(values, h, behind), value + h * row, static_cast<std::size_t>(row));
+        positions.mutable_data_ptr<int32_t>()[h * positions.stride(0) + behind * positions.stride(1)] = *position.const_data_ptr<int32_t>();
+        ++behind;
+    }
+    return turned.narrow(0, 0, queryHeads);
+}
+
 } // namespace
 
 void registerCpu(torch::Library& library) {
     const auto add = [&](const char* name, auto* function) { library.impl(name, torch::dispatch(c10::DispatchKey::CPU, function)); };
     add("linear", linearCpu);
+    add("stored_matvec", storedMatvecCpu);
+    add("rope_append", ropeAppendCpu);
     add("embedding", embeddingCpu);
     add("dequantize", dequantizeCpu);
     add("rms_norm", rmsNormCpu);

@@ -10,6 +10,7 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 using Matvec = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double, bool);
+using StoredMatvec = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double, bool);
 using Causal = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
                           int64_t, int64_t);
 using Sparse = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
@@ -19,6 +20,12 @@ using RopeAppend = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Te
 at::Tensor matvecComposite(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm, const OptionalTensor& residual,
                            double eps, bool gated) {
     const at::Tensor y = at::linear(norm ? rms_norm(x, *norm, eps) : x, weight, bias), out = gated ? silu_mul(y) : y;
+    return residual ? out + *residual : out;
+}
+
+at::Tensor storedMatvecComposite(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t columns, const OptionalTensor& bias, const OptionalTensor& norm,
+                                 const OptionalTensor& residual, double eps, bool gated) {
+    const at::Tensor y = linear(norm ? rms_norm(x, *norm, eps) : x, packed, weightType, columns, bias), out = gated ? silu_mul(y) : y;
     return residual ? out + *residual : out;
 }
 
@@ -55,28 +62,45 @@ at::Tensor sparseAttentionComposite(const at::Tensor& q, const at::Tensor& k, co
                      ofSet(positions), counts, queryPosition, scale, &stats);
 }
 
+// What comes before and after a product of x with a matrix of `rows` rows, checked; undefined tensors become none.
+MatvecOptions checkOptions(const char* op, const MatvecOptions& o, const at::Tensor& x, int64_t rows) {
+    if (o.gated && rows % 2 != 0) refuse(op, "gated weight rows", "an even number", std::to_string(rows));
+    const auto given = [](const OptionalTensor& t) { return t && t->defined() ? t : OptionalTensor(); };
+    const MatvecOptions out{given(o.bias), given(o.norm), given(o.residual), o.eps, o.gated};
+    if (out.bias) checkShape(op, "bias", *out.bias, {rows});
+    if (out.norm) checkShape(op, "norm", *out.norm, {x.size(1)});
+    if (out.norm) checkType(op, "norm", *out.norm, at::kFloat);
+    if (out.residual) checkShape(op, "residual", *out.residual, {1, o.gated ? rows / 2 : rows});
+    if (out.residual) checkType(op, "residual", *out.residual, x.scalar_type());
+    for (const OptionalTensor* t : {&out.bias, &out.norm, &out.residual})
+        if (*t) checkSameDevice(op, "bias, norm and residual", **t, x);
+    return out;
+}
+
 } // namespace
 
-at::Tensor matvec(const at::Tensor& x, const at::Tensor& weight, const MatvecOptions& o) {
+at::Tensor matvec(const at::Tensor& x, const at::Tensor& weight, const MatvecOptions& options) {
     constexpr auto op = "matvec";
     checkShape(op, "x", x, {1, Any});
     checkFloat(op, "x", x);
     checkShape(op, "weight", weight, {Any, x.size(1)});
     checkType(op, "weight", weight, x.scalar_type());
     checkSameDevice(op, "weight", weight, x);
-    if (o.gated && weight.size(0) % 2 != 0) refuse(op, "gated weight rows", "an even number", std::to_string(weight.size(0)));
-    const auto given = [](const OptionalTensor& t) { return t && t->defined() ? t : OptionalTensor(); };
-    const OptionalTensor bias = given(o.bias), norm = given(o.norm), residual = given(o.residual);
-    if (bias) checkShape(op, "bias", *bias, {weight.size(0)});
-    if (bias) checkType(op, "bias", *bias, x.scalar_type());
-    if (norm) checkShape(op, "norm", *norm, {x.size(1)});
-    if (norm) checkType(op, "norm", *norm, at::kFloat);
-    if (residual) checkShape(op, "residual", *residual, {1, o.gated ? weight.size(0) / 2 : weight.size(0)});
-    if (residual) checkType(op, "residual", *residual, x.scalar_type());
-    for (const OptionalTensor* t : {&bias, &norm, &residual})
-        if (*t) checkSameDevice(op, "bias, norm and residual", **t, x);
+    const MatvecOptions o = checkOptions(op, options, x, weight.size(0));
+    if (o.bias) checkType(op, "bias", *o.bias, x.scalar_type());
     static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::matvec", "").typed<Matvec>();
-    return typed.call(x, weight, bias, norm, residual, o.eps, o.gated);
+    return typed.call(x, weight, o.bias, o.norm, o.residual, o.eps, o.gated);
+}
+
+at::Tensor stored_matvec(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t inFeatures, const MatvecOptions& options) {
+    constexpr auto op = "stored_matvec";
+    checkStored(op, packed, weightType, inFeatures);
+    checkShape(op, "x", x, {1, inFeatures});
+    checkFloat(op, "x", x);
+    checkSameDevice(op, "packed weights", packed, x);
+    const MatvecOptions o = checkOptions(op, options, x, packed.size(0));
+    static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::stored_matvec", "").typed<StoredMatvec>();
+    return typed.call(x, packed, weightType, inFeatures, o.bias, o.norm, o.residual, o.eps, o.gated);
 }
 
 at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale, AttentionStats* stats) {
@@ -153,6 +177,7 @@ at::Tensor sparse_attention(const at::Tensor& q, const at::Tensor& k, const at::
 
 void defineDecodeOperators(torch::Library& m) {
     m.def("matvec(Tensor x, Tensor weight, Tensor? bias, Tensor? norm, Tensor? residual, float eps, bool gated) -> Tensor");
+    m.def("stored_matvec(Tensor x, Tensor packed, int weight_type, int in_features, Tensor? bias, Tensor? norm, Tensor? residual, float eps, bool gated) -> Tensor");
     m.def("causal_attention(Tensor q, Tensor k, Tensor v, int held, float scale, Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, "
           "int row_bin, int col_bin) -> (Tensor output, Tensor log_sum_exp)"); // [Hq, S] fp32; undefined where no kernel leaves it
     m.def("sparse_attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor chosen, Tensor inverse_frequencies, Tensor query_position, float scale, "
@@ -162,6 +187,7 @@ void defineDecodeOperators(torch::Library& m) {
 
 void registerDecodeComposite(torch::Library& m) {
     m.impl("matvec", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, matvecComposite));
+    m.impl("stored_matvec", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, storedMatvecComposite));
     m.impl("causal_attention", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, causalAttentionComposite));
     m.impl("sparse_attention", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, sparseAttentionComposite));
     m.impl("rope_append", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, ropeAppendComposite));

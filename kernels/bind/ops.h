@@ -102,6 +102,8 @@ struct MatvecOptions {
     bool gated = false;
 };
 at::Tensor matvec(const at::Tensor& x, const at::Tensor& weight, const MatvecOptions& options);
+// The same with a matrix as it is stored, as linear() has it: the steps round as the separate operators do, bit for bit.
+at::Tensor stored_matvec(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t inFeatures, const MatvecOptions& options);
 
 // attention() where every head holds the same `held` entries and the S queries are the newest of them: query i sees all but the S − 1 − i last.
 // Devices have fast kernels for it. With statistics, entries must lie at their position too. q [Hq, S, D] · k, v [Hkv, C, D] → [S, Hq·D].

@@ -1,6 +1,7 @@
-// matvec, rope_append and causal_attention in the operators they replace, against plain sums.
+// matvec, stored_matvec, rope_append and causal_attention in the operators they replace, or against these or plain sums.
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
+#include "kernels/stored.h"
 
 #include <tuple>
 #include <ATen/ATen.h>
@@ -20,6 +21,36 @@ private Q_SLOTS:
         const at::Tensor gate = both.narrow(0, 0, 7), expected = gate / (1 + at::exp(-gate)) * both.narrow(0, 7, 7) + residual[0].to(at::kDouble);
         QVERIFY(at::allclose(y[0].to(at::kDouble), expected, 1e-5, 1e-5));
         QVERIFY(at::allclose(ops::matvec(x, w, {}), at::matmul(x, w.t()), 1e-5, 1e-5));
+    }
+
+    // A stored matrix: what the separate operators give, to the bit.
+    void storedMatvecRoundsAsItsSteps_data() {
+        QTest::addColumn<bool>("bf16");
+        QTest::addColumn<bool>("gated");
+        QTest::addColumn<bool>("all");
+        for (const bool bf16 : {false, true})
+            for (const bool gated : {false, true})
+                for (const bool all : {false, true}) QTest::addRow("%s%s%s", bf16 ? "bf16" : "fp32", gated ? ", gated" : "", all ? ", with norm, bias and residual" : "") << bf16 << gated << all;
+    }
+    void storedMatvecRoundsAsItsSteps() {
+        QFETCH(bool, bf16);
+        QFETCH(bool, gated);
+        QFETCH(bool, all);
+        at::manual_seed(6);
+        const auto type = bf16 ? at::kBFloat16 : at::kFloat;
+        constexpr std::int64_t In = 33, Rows = 62;
+        const at::Tensor x = at::randn({1, In}).to(type), packed = at::randn({Rows, In}).view(at::kByte), norm = at::rand({In}) + 0.5, bias = at::randn({Rows}),
+                         residual = at::randn({1, gated ? Rows / 2 : Rows}).to(type), residualBefore = residual.clone(), xBefore = x.clone();
+        const int stored = static_cast<int>(Stored::f32);
+        ops::MatvecOptions with{.eps = 1e-5, .gated = gated};
+        if (all) with.norm = norm, with.bias = bias, with.residual = residual;
+        const at::Tensor y = ops::stored_matvec(x, packed, stored, In, with);
+        at::Tensor expected = ops::linear(all ? ops::rms_norm(x, norm, 1e-5) : x, packed, stored, In, all ? std::optional(bias) : std::nullopt);
+        if (gated) expected = ops::silu_mul(expected);
+        if (all) expected = expected + residual;
+        QCOMPARE(y.scalar_type(), type);
+        QVERIFY(at::equal(y, expected));
+        QVERIFY(at::equal(residual, residualBefore) && at::equal(x, xBefore));
     }
 
     void ropeAppendWritesBehindEveryHead() {
@@ -90,6 +121,13 @@ private Q_SLOTS:
     }
 
     void refuseWhatDoesNotFit() {
+        const at::Tensor stored = at::randn({7, 8}).view(at::kByte);
+        const int f32 = static_cast<int>(Stored::f32);
+        QVERIFY_EXCEPTION_THROWN(ops::stored_matvec(at::randn({1, 9}), stored, f32, 8, {}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::stored_matvec(at::randn({2, 8}), stored, f32, 8, {}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::stored_matvec(at::randn({1, 8}), stored, f32, 8, {.gated = true}), EngineError); // seven rows
+        QVERIFY_EXCEPTION_THROWN(ops::stored_matvec(at::randn({1, 8}), stored, f32, 8, {.norm = at::rand({7})}), EngineError);
+        QVERIFY_EXCEPTION_THROWN(ops::stored_matvec(at::randn({1, 8}), stored, f32, 8, {.residual = at::rand({1, 8})}), EngineError);
         const at::Tensor x = at::randn({1, 8}), w = at::randn({6, 8});
         QVERIFY_EXCEPTION_THROWN(ops::matvec(at::randn({2, 8}), w, {}), EngineError);
         QVERIFY_EXCEPTION_THROWN(ops::matvec(x, at::randn({6, 9}), {}), EngineError);
