@@ -33,57 +33,6 @@ std::size_t sharedBytes(int warps, int kvHeads, int walks) {
                                     (VoteScores<T, Dim>::SharedFloats + kvHeads + walks + 1) * 4);
 }
 
-// Tiles of keys that are the first to leave L2, where they are to be so.
-template <class T, int Dim>
-struct KeyStream : TileStream<T, Dim, Ring, false> {
-    using Stream = TileStream<T, Dim, Ring, false>;
-    bool leaving;
-
-    __device__ void fetch() {
-        if (!leaving) {
-            Stream::fetch();
-            return;
-        }
-        if (this->next < this->end) {
-#pragma unroll 1
-            while (this->next >= this->first[this->walk + 1])
-                ++this->walk;
-            const int head = this->walk / this->parts, entry = (this->next - this->first[this->walk]) * TileEntries;
-            char* to = this->ring + (this->place == 0 ? Ring - 1 : this->place - 1) * Stream::Stage;
-            copy(to, this->keys + head * this->keyHead, this->keyRowBytes, entry, this->held[head] - 1);
-        }
-        asm volatile("cp.async.commit_group;" ::: "memory");
-        this->next += this->warps;
-    }
-    __device__ static void copy(char* to, const T* head, int rowBytes, int first, int last) { // as Tile::copy()
-        using KeyTile = Tile<T, Dim>;
-        const int lane = static_cast<int>(threadIdx.x) % 32, limit = last - first;
-        const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-        const char* from = reinterpret_cast<const char*>(head) + static_cast<std::int64_t>(first) * rowBytes;
-        std::uint64_t policy;
-        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-#pragma unroll
-        for (int i = 0; i < TileEntries * KeyTile::Chunks / 32; ++i) {
-            const int e = (i * 32 + lane) / KeyTile::Chunks, chunk = (i * 32 + lane) % KeyTile::Chunks;
-            asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared + (e * KeyTile::Pitch + (chunk ^ e % 8)) * 16),
-                         "l"(from + chunk * 16 + static_cast<std::int64_t>(min(e, limit)) * rowBytes), "l"(policy)
-                         : "memory");
-        }
-    }
-    __device__ void begin() {
-#pragma unroll 1
-        for (this->place = 1; this->place < Ring; ++this->place)
-            fetch();
-        this->place = 0;
-    }
-    __device__ const char* current() {
-        fetch();
-        asm volatile("cp.async.wait_group %0;" ::"n"(Ring - 1) : "memory");
-        __syncwarp();
-        return this->ring + this->place * Stream::Stage;
-    }
-};
-
 template <class T, int Dim>
 __global__ void __launch_bounds__(MaxWarps * 32, 1) vote_scores_kernel(const SoftVoteArgs a, const SoftVoteScratch s) {
     waitForEarlierKernels();
@@ -112,9 +61,9 @@ __global__ void __launch_bounds__(MaxWarps * 32, 1) vote_scores_kernel(const Sof
     const int end = shareBegin(block + 1, tiles, blocks);
     int walk = walkOfTile(first, walks, begin);
     const T* keys = static_cast<const T*>(a.keys) + a.begin * a.keyRow;
-    KeyStream<T, Dim> stream{
-        {keys, nullptr, a.keyHead, 0, static_cast<int>(a.keyRow * sizeof(T)), 0, ring, counts, first, parts, warps, begin + warp, end, walk},
-        walks * candidates * s.width * static_cast<std::int64_t>(sizeof(float)) <= ScoresInL2};
+    TileStream<T, Dim, Ring, false, true> stream{
+        keys, nullptr, a.keyHead, 0, static_cast<int>(a.keyRow * sizeof(T)), 0, ring, counts, first, parts, warps, begin + warp, end, walk};
+    stream.leaving = walks * candidates * s.width * static_cast<std::int64_t>(sizeof(float)) <= ScoresInL2;
     const auto readAhead = [&](int of) {
         const Walk w(group, parts, of);
         scores.readQueries(a.queries + w.queryHead * a.dim, a.dim, w.queryHeads, queries);

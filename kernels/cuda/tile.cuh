@@ -63,7 +63,8 @@ struct Tile {
 
     __device__ static int entry(int r) { return r % 2 ? (r - 1) ^ 5 : r; } // e(r)
     // Entries first … first + 15 of a head, by a warp; those beyond `last` are read as `last`, so that every address is held. rowBytes <
-    // 2³¹.
+    // 2³¹. Leaving: their lines are the first to leave L2.
+    template <bool Leaving = false>
     __device__ static void copy(char* to, const T* head, int rowBytes, int first, int last) {
         const int lane = static_cast<int>(threadIdx.x) % 32, limit = last - first;
         const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -71,9 +72,15 @@ struct Tile {
 #pragma unroll
         for (int i = 0; i < TileEntries * Chunks / 32; ++i) {
             const int e = (i * 32 + lane) / Chunks, chunk = (i * 32 + lane) % Chunks;
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared + (e * Pitch + (chunk ^ e % 8)) * 16),
-                         "l"(from + chunk * 16 + static_cast<std::int64_t>(min(e, limit)) * rowBytes)
-                         : "memory");
+            const unsigned place = shared + (e * Pitch + (chunk ^ e % 8)) * 16;
+            const char* source = from + chunk * 16 + static_cast<std::int64_t>(min(e, limit)) * rowBytes;
+            if constexpr (Leaving) {
+                std::uint64_t policy;
+                asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(place), "l"(source), "l"(policy) : "memory");
+            } else {
+                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(source) : "memory");
+            }
         }
     }
     __device__ static uint4 chunk(const char* tile, int e, int i) {
@@ -85,8 +92,8 @@ struct Tile {
 };
 
 // The tiles of one warp, in order, across all walks of its block's share: the ring is filled without a pause where one head ends and the
-// next begins.
-template <class T, int Dim, int Ring, bool WithValues>
+// next begins. MayLeave: keys are the first to leave L2 where `leaving` says so.
+template <class T, int Dim, int Ring, bool WithValues, bool MayLeave = false>
 struct TileStream {
     static constexpr int Stage = (WithValues ? 2 : 1) * Tile<T, Dim>::Bytes; // keys, then values
     const T *keys, *values;                                                  // of head 0
@@ -96,6 +103,7 @@ struct TileStream {
     const int *held, *first; // of flattenHeads()
     int parts, warps, next, end, walk, place = 0;
     const std::int32_t* starts = nullptr; // in place of the head strides: the row where each head begins
+    bool leaving = false;
 
     __device__ void fetch() { // asks for the next tile, Ring − 1 ahead of the one in use
         if (next < end) {
@@ -108,7 +116,10 @@ struct TileStream {
             const auto from = [&](const T* rows, std::int64_t headStride, int rowBytes) {
                 return rows + (starts ? start * (rowBytes / static_cast<int>(sizeof(T))) : head * headStride);
             };
-            Tile<T, Dim>::copy(to, from(keys, keyHead, keyRowBytes), keyRowBytes, entry, last);
+            if (MayLeave && leaving)
+                Tile<T, Dim>::template copy<true>(to, from(keys, keyHead, keyRowBytes), keyRowBytes, entry, last);
+            else
+                Tile<T, Dim>::copy(to, from(keys, keyHead, keyRowBytes), keyRowBytes, entry, last);
             if constexpr (WithValues) Tile<T, Dim>::copy(to + Tile<T, Dim>::Bytes, from(values, valueHead, valueRowBytes), valueRowBytes, entry, last);
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
