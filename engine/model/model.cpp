@@ -29,7 +29,9 @@ at::Tensor LayerView::lastRows(std::int64_t count) const {
 at::Tensor LayerView::lastSums(std::int64_t count) const {
     const std::int64_t have = queries.size(1);
     if (remembered && have >= count) return remembered->weights(*this, count);
-    if (!whole || keys.device().is_cpu() || count < 2 || have < count) return lastRows(count).sum(1);
+    if (count < 2 || have < count) return lastRows(count).sum(1);
+    if (!whole || keys.device().is_cpu())
+        return ops::attention_sums(queries.narrow(1, have - count, count), keys, entries.positions, entries.lengths, queryPositions.narrow(0, have - count, count), scale);
     ops::AttentionStats stats;
     stats.columnSum = at::zeros({queries.size(0), keys.size(1)}, queries.options().dtype(at::kFloat));
     ops::causal_attention(queries.narrow(1, have - count, count), keys, keys, entries.held.front(), scale, &stats); // the weights do not depend on the values

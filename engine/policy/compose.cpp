@@ -180,10 +180,15 @@ private:
         std::vector<std::vector<std::int32_t>> order = left.keep;
         if (m_inText || !scores.defined()) return order;
         const at::Tensor host = scores.to(at::kCPU, at::kFloat).contiguous();
+        std::vector<std::pair<float, std::int32_t>> ranked; // entries are unique: no two are equal
         for (std::size_t h = 0; h < order.size(); ++h) {
-            const float* s = host.data_ptr<float>() + static_cast<std::int64_t>(h) * host.size(1);
+            const float* s = host.const_data_ptr<float>() + static_cast<std::int64_t>(h) * host.size(1);
             const auto sure = [&](std::int32_t i) { return i < plan.protect.sinks || i >= held[h] - plan.protect.recent; }; // comes before any score
-            std::ranges::stable_sort(order[h], [&](std::int32_t a, std::int32_t b) { return sure(a) != sure(b) ? sure(a) : !sure(a) && s[a] > s[b]; });
+            const auto open = std::ranges::stable_partition(order[h], sure);
+            ranked.clear();
+            for (const std::int32_t i : open) ranked.emplace_back(std::isnan(s[i]) ? INFINITY : -s[i], i);
+            std::ranges::sort(ranked);
+            std::ranges::transform(ranked, open.begin(), &std::pair<float, std::int32_t>::second);
         }
         return order;
     }

@@ -127,6 +127,11 @@ at::Tensor attentionRowsComposite(const at::Tensor& q, const at::Tensor& k, cons
         .reshape({q.size(0), q.size(1), k.size(1)});
 }
 
+at::Tensor attentionSumsComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
+                                  const at::Tensor& queryPositions, double scale) {
+    return attentionRowsComposite(q, k, positions, lengths, queryPositions, scale).sum(1);
+}
+
 at::Tensor alongEntries(const at::Tensor& table, const at::Tensor& x) { // [H, M] as an index or mask of x's number of dimensions
     std::vector<int64_t> sizes(static_cast<size_t>(x.dim()), 1);
     sizes[0] = table.size(0), sizes[1] = table.size(1);
@@ -183,6 +188,7 @@ void registerComposite(torch::Library& library) {
     add("attention", attentionComposite);
     add("ragged_attention", raggedAttentionComposite);
     add("attention_rows", attentionRowsComposite);
+    add("attention_sums", attentionSumsComposite);
     add("gather_entries", gatherEntriesComposite);
     add("compact_entries", compactEntriesComposite);
     add("append_entries", appendEntriesComposite);

@@ -219,7 +219,16 @@ at::Tensor attentionRowsCpu(const at::Tensor& q, const at::Tensor& k, const at::
     return out;
 }
 
-// The same without statistics where the processor multiplies bf16: torch's fused attention then uses matrix units that our kernels know nothing of. Entries
+at::Tensor attentionSumsCpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
+                            const at::Tensor& queryPositions, double scale) {
+    AttentionInput input("attention_sums", q, k, nullptr, positions, lengths, queryPositions, scale);
+    at::Tensor sums = at::zeros({q.size(0), k.size(1)}, q.options().dtype(at::kFloat));
+    input.args.columnSum = sums.data_ptr<float>();
+    onCpu("attention_sums", [&](const CpuKernels& kernels) { kernels.attention(input.args, nullptr); });
+    return sums;
+}
+
+// Attention without statistics where the processor multiplies bf16: torch's fused attention then uses matrix units that our kernels know nothing of. Entries
 // before the queries are attended to apart, and both put together by their log-sum-exps.
 std::tuple<at::Tensor, at::Tensor> fusedCausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale) {
     const int64_t count = q.size(1), past = held - count;
@@ -391,6 +400,7 @@ void registerCpu(torch::Library& library) {
     add("attention", attentionCpu);
     add("ragged_attention", raggedAttentionCpu);
     add("attention_rows", attentionRowsCpu);
+    add("attention_sums", attentionSumsCpu);
     add("causal_attention", causalAttentionCpu);
     add("output_change", outputChangeCpu);
     add("gather_entries", gatherEntriesCpu);

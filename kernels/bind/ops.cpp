@@ -110,6 +110,7 @@ void defineOperators(torch::Library& m) {
     m.def("ragged_attention(Tensor q, Tensor k, Tensor v, Tensor positions, Tensor starts, Tensor lengths, int capacity, Tensor query_positions, float scale, "
           "Tensor(a!)? column_sum, Tensor(b!)? last_rows, Tensor(c!)? map, int map_row_begin, int row_bin, int col_bin) -> Tensor");
     m.def("attention_rows(Tensor queries, Tensor k, Tensor positions, Tensor lengths, Tensor query_positions, float scale) -> Tensor");
+    m.def("attention_sums(Tensor queries, Tensor k, Tensor positions, Tensor lengths, Tensor query_positions, float scale) -> Tensor");
     m.def("output_change(Tensor queries, Tensor k, Tensor v, Tensor positions, Tensor lengths, Tensor query_positions, float scale, int kind, Tensor? output, "
           "Tensor? log_sum_exp) -> Tensor");
     m.def("gather_entries(Tensor src, Tensor index, Tensor counts, int capacity) -> Tensor");
@@ -233,6 +234,15 @@ at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const 
     static const auto op =
         handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
             "keepsight::attention_rows");
+    return op.call(queries, k, positions, lengths, queryPositions, scale);
+}
+
+at::Tensor attention_sums(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
+                          const at::Tensor& queryPositions, double scale) {
+    checkEntries("attention_sums", queries, k, positions, lengths, queryPositions);
+    static const auto op =
+        handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
+            "keepsight::attention_sums");
     return op.call(queries, k, positions, lengths, queryPositions, scale);
 }
 

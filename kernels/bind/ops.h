@@ -48,6 +48,10 @@ at::Tensor ragged_attention(const at::Tensor& q, const at::Tensor& k, const at::
 at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
                           const at::Tensor& queryPositions, double scale);
 
+// The same rows summed over the queries, of which none is held: [Hq, C].
+at::Tensor attention_sums(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
+                          const at::Tensor& queryPositions, double scale);
+
 // How much the attention output would change without an entry, summed over the S queries: [Hq, C] fp32, 0 where not visible. With a the weight,
 // s the scaled logit, v the value, o the row's output: value Σ a²‖v‖² · key Σ (a·s)²‖v − o‖² · joint Σ ‖a·v + a·s·(v − o)‖² ·
 // independent value + key. Arguments as for attention(); computed in blocks of rows. known: what causal_attention() of these queries gave, if it is at

@@ -57,6 +57,13 @@ at::Tensor attentionBy(const QString& name, const AttentionCase& c, ops::Attenti
               optional(stats.map), stats.mapRowBegin, stats.rowBin, stats.colBin);
 }
 
+at::Tensor sumsBy(const QString& name, const AttentionCase& c) {
+    if (name != "composite") return ops::attention_sums(c.q, c.k, c.positions, c.lengths, c.queryPositions, c.scale);
+    return composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
+               "attention_sums")
+        .call(c.q, c.k, c.positions, c.lengths, c.queryPositions, c.scale);
+}
+
 at::Tensor rowsBy(const QString& name, const AttentionCase& c) {
     if (name != "composite") return ops::attention_rows(c.q, c.k, c.positions, c.lengths, c.queryPositions, c.scale);
     return composite<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
@@ -125,6 +132,9 @@ private Q_SLOTS:
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(stats.lastRows), lastRows, 3e-6);
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(stats.map), map, 1e-5);
         KEEPSIGHT_VERIFY_DIFFERENCE(doubles(rowsBy(implementation, c)), expected.weights, 3e-6);
+        const at::Tensor sums = sumsBy(implementation, c);
+        KEEPSIGHT_VERIFY_DIFFERENCE(doubles(sums), doubles(rowsBy(implementation, c).to(at::kDouble).sum(1)), 3e-6 * static_cast<double>(c.q.size(1)));
+        QVERIFY(sameBits(sums, sumsBy(implementation, c)));
     }
 
     void columnSumsAddUpToTheRows() {
