@@ -17,16 +17,19 @@ using Sparse = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor
                           const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t);
 using RopeAppend = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::Tensor&, at::Tensor&, at::Tensor&, at::Tensor&);
 
+at::Tensor finished(const at::Tensor& product, bool gated, const OptionalTensor& residual) {
+    const at::Tensor out = gated ? silu_mul(product) : product;
+    return residual ? out + *residual : out;
+}
+
 at::Tensor matvecComposite(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm, const OptionalTensor& residual,
                            double eps, bool gated) {
-    const at::Tensor y = at::linear(norm ? rms_norm(x, *norm, eps) : x, weight, bias), out = gated ? silu_mul(y) : y;
-    return residual ? out + *residual : out;
+    return finished(at::linear(norm ? rms_norm(x, *norm, eps) : x, weight, bias), gated, residual);
 }
 
 at::Tensor storedMatvecComposite(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t columns, const OptionalTensor& bias, const OptionalTensor& norm,
                                  const OptionalTensor& residual, double eps, bool gated) {
-    const at::Tensor y = linear(norm ? rms_norm(x, *norm, eps) : x, packed, weightType, columns, bias), out = gated ? silu_mul(y) : y;
-    return residual ? out + *residual : out;
+    return finished(linear(norm ? rms_norm(x, *norm, eps) : x, packed, weightType, columns, bias), gated, residual);
 }
 
 std::tuple<at::Tensor, at::Tensor> causalAttentionComposite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale,

@@ -228,21 +228,19 @@ at::Tensor ragged_attention(const at::Tensor& q, const at::Tensor& k, const at::
     return typed.call(q, k, v, positions, starts, lengths, capacity, queryPositions, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
 }
 
+using OverKeys = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double);
+
 at::Tensor attention_rows(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
                           const at::Tensor& queryPositions, double scale) {
     checkEntries("attention_rows", queries, k, positions, lengths, queryPositions);
-    static const auto op =
-        handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
-            "keepsight::attention_rows");
+    static const auto op = handle<OverKeys>("keepsight::attention_rows");
     return op.call(queries, k, positions, lengths, queryPositions, scale);
 }
 
 at::Tensor attention_sums(const at::Tensor& queries, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
                           const at::Tensor& queryPositions, double scale) {
     checkEntries("attention_sums", queries, k, positions, lengths, queryPositions);
-    static const auto op =
-        handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double)>(
-            "keepsight::attention_sums");
+    static const auto op = handle<OverKeys>("keepsight::attention_sums");
     return op.call(queries, k, positions, lengths, queryPositions, scale);
 }
 

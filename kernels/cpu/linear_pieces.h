@@ -6,6 +6,24 @@
 namespace keepsight::KEEPSIGHT_ISA {
 namespace {
 
+// Calls run<n>() for rows of x by Most, …, 4, 2 and 1 at a time; task.x and task.y stand at the first of them.
+template <int Most, class Task, class Run>
+void byRowsOfX(Task& task, std::int64_t xRows, const Run& run) {
+    const auto take = [&]<int Rows>() {
+        run.template operator()<Rows>();
+        xRows -= Rows;
+        task.x += Rows * task.xRow;
+        task.y += Rows * task.yRow;
+    };
+    if constexpr (Most >= 8)
+        while (xRows >= 8)
+            take.template operator()<8>();
+    while (xRows >= 4)
+        take.template operator()<4>();
+    if (xRows >= 2) take.template operator()<2>();
+    if (xRows > 0) take.template operator()<1>();
+}
+
 // run(first, n, y) sets y[s · rows + r] for rows first + r < first + n of the matrix and every row s of x, in parallel; then come bias and
 // type.
 template <class Run>

@@ -239,18 +239,7 @@ void rows(Task task, std::int64_t wRows) {
 
 template <Stored Type>
 void piece(Task task, std::int64_t wRows, std::int64_t xRows) {
-    while (xRows > 0) {
-        const int taken = xRows >= 4 ? 4 : xRows >= 2 ? 2 : 1;
-        if (taken == 4)
-            rows<Type, 4>(task, wRows);
-        else if (taken == 2)
-            rows<Type, 2>(task, wRows);
-        else
-            rows<Type, 1>(task, wRows);
-        xRows -= taken;
-        task.x += taken * task.xRow;
-        task.y += taken * task.yRow;
-    }
+    byRowsOfX<4>(task, xRows, [&]<int Rows>() { rows<Type, Rows>(task, wRows); });
 }
 
 } // namespace

@@ -1,4 +1,5 @@
 // A decoded token's weights added to its row of a map: one warp a cell; a column's entries are a run, since positions ascend.
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch_decode.h"
 
 namespace keepsight::cuda {
@@ -29,7 +30,7 @@ __global__ void bin_row_kernel(BinRowArgs a) {
     float sum = 0;
     for (std::int64_t h = 0; h < heads; ++h)
         for (int t = begin + lane; t < end; t += 32) sum += a.weights[(firstHead + h) * a.capacity + t];
-    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    sum = warpSum(sum);
     if (lane == 0) a.map[(mapHead * a.mapRows + row) * a.mapColumns + column] += sum / static_cast<float>(heads);
 }
 

@@ -1,4 +1,4 @@
-// Loads and stores of one element as fp32.
+// Loads and stores of one element as fp32; a warp's sum of one.
 #pragma once
 
 #include "kernels/cuda/launch.h"
@@ -16,6 +16,11 @@ template <class T> __device__ inline T narrow(float x);
 template <> __device__ inline float narrow<float>(float x) { return x; }
 template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float2bfloat16(x); }
 template <> __device__ inline __half narrow<__half>(float x) { return __float2half(x); }
+
+__device__ inline float warpSum(float v) { // in all lanes
+    for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+    return v;
+}
 
 // Calls f with a value of the element's type.
 template <class F> cudaError_t forElement(CudaElement element, F&& f) {

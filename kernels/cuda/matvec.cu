@@ -53,11 +53,6 @@ __device__ inline float dot8(const Eight& w, const Eight& x, float sum) {
     return sum;
 }
 
-__device__ inline float warpSum(float v) {
-    for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
-    return v;
-}
-
 // Sums over the warp of four values at once: lanes 8r … 8r + 7 get that of sum[r].
 __device__ inline float warpSums(const float (&sum)[Rows]) {
     static_assert(Rows == 4);

@@ -1,13 +1,11 @@
 // Scores worked out of keys and values alone: LagKV's spread, each row read twice, and quadratic forms of keys on the matrix units.
-#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch_scores.h"
+#include "kernels/cuda/tile.cuh"
 
 #include <algorithm>
 
 namespace keepsight::cuda {
 namespace {
-
-constexpr unsigned EveryLane = 0xffffffffu;
 
 // ---- lag_spread: a block a partition of a head, a warp a row at a time, a lane pairs of channels 64 apart.
 
@@ -16,12 +14,6 @@ constexpr int SpreadWarps = 8, MostChannels = 256;
 template <class T> struct alignas(2 * sizeof(T)) PairOf {
     T x, y;
 };
-
-__device__ float sumOfWarp(float x) {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(EveryLane, x, offset);
-    return x;
-}
 
 template <class T, int Pairs>
 __global__ void __launch_bounds__(SpreadWarps * 32) lag_spread_kernel(LagSpreadArgs a) {
@@ -71,13 +63,13 @@ __global__ void __launch_bounds__(SpreadWarps * 32) lag_spread_kernel(LagSpreadA
             x[p][0] = (wide(two.x) - low[p][0]) / range[p][0], x[p][1] = (wide(two.y) - low[p][1]) / range[p][1];
             sum += x[p][0] + x[p][1];
         }
-        const float mean = sumOfWarp(sum) / static_cast<float>(dim);
+        const float mean = warpSum(sum) / static_cast<float>(dim);
 #pragma unroll
         for (int p = 0; p < Pairs; ++p)
             if (channel(p) < dim)
 #pragma unroll
                 for (int i = 0; i < 2; ++i) squares += (x[p][i] - mean) * (x[p][i] - mean);
-        squares = sumOfWarp(squares);
+        squares = warpSum(squares);
         if (lane == 0) out[t] = sqrtf(squares / static_cast<float>(dim - 1));
     }
 }
@@ -86,12 +78,6 @@ __global__ void __launch_bounds__(SpreadWarps * 32) lag_spread_kernel(LagSpreadA
 // shared memory, as three bf16 numbers that add up to it, and takes keys by 32 a warp: K·U by columns of 8, each met at once by the same keys' elements.
 
 constexpr int FormWarps = 8, Tiles = 2, WarpKeys = 16 * Tiles, BlockKeys = FormWarps * WarpKeys, Parts = 3;
-
-__device__ void multiply(float (&acc)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 __device__ float dotOfPair(unsigned pair, float x, float y) { return __uint_as_float(pair << 16) * x + __uint_as_float(pair & 0xffff0000u) * y; }
 
@@ -145,8 +131,9 @@ __global__ void __launch_bounds__(FormWarps * 32, 2) quadratic_forms_kernel(Quad
                                  : "r"(shared + 2 * ((part * Dim + column * 8) * Pitch + step * 16)));
 #pragma unroll
                     for (int tile = 0; tile < Tiles; ++tile) {
-                        multiply(acc[tile], k[tile][step], b[0], b[1]);
-                        if (step + 1 <= column / 2) multiply(acc[tile], k[tile][(step + 1) % Steps], b[2], b[3]);
+                        const auto times = [&](const unsigned (&a)[4], unsigned b0, unsigned b1) { multiplyAdd<__nv_bfloat16>(acc[tile], a[0], a[1], a[2], a[3], b0, b1); };
+                        times(k[tile][step], b[0], b[1]);
+                        if (step + 1 <= column / 2) times(k[tile][(step + 1) % Steps], b[2], b[3]);
                     }
                 }
 #pragma unroll
