@@ -85,7 +85,17 @@ struct Target {
 Target targetOf(const CacheLayer& l) {
     if (!l.ragged()) return {l.keys, l.values, l.positions, l.lengths};
     const auto heads = static_cast<std::int64_t>(l.held.size());
-    return {l.keys.unsqueeze(0).expand({heads, -1, -1}), l.values.unsqueeze(0).expand({heads, -1, -1}), l.positions.unsqueeze(0).expand({heads, -1}), l.ends};
+    return {l.keys.expand({heads, -1, -1}), l.values.expand({heads, -1, -1}), l.positions.expand({heads, -1}), l.ends};
+}
+
+// counts += more; on the host without a call, of which a decoded token has few to spare.
+void add(at::Tensor& counts, std::int32_t more) {
+    if (!counts.is_cpu() || !counts.is_contiguous()) {
+        counts.add_(more);
+        return;
+    }
+    auto* count = counts.mutable_data_ptr<std::int32_t>();
+    for (std::int64_t i = 0; i < counts.numel(); ++i) count[i] += more;
 }
 
 // Entries that every head has room for.
@@ -239,8 +249,8 @@ void KvCache::append(LayerIndex index, const at::Tensor& keys, const at::Tensor&
     }
     ops::append_entries(to.positions, positions.unsqueeze(0).expand({m_config.kvHeads, count}).contiguous(), to.behind);
     startAtZero(l, count);
-    l.lengths.add_(static_cast<std::int32_t>(count));
-    if (l.ragged()) l.ends.add_(static_cast<std::int32_t>(count));
+    add(l.lengths, static_cast<std::int32_t>(count));
+    if (l.ragged()) add(l.ends, static_cast<std::int32_t>(count));
     for (std::int32_t& n : l.held) n += static_cast<std::int32_t>(count);
 }
 
@@ -250,7 +260,7 @@ at::Tensor KvCache::ropeAppend(LayerIndex index, const at::Tensor& qkv, const at
     startAtZero(l, 1);
     Target to = targetOf(l);
     const at::Tensor q = ops::rope_append(qkv, position, inverseFrequencies, to.keys, to.values, to.positions, to.behind);
-    if (l.ragged()) l.lengths.add_(1);
+    if (l.ragged()) add(l.lengths, 1);
     for (std::int32_t& n : l.held) ++n;
     return q;
 }

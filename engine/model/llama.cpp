@@ -288,7 +288,8 @@ at::Tensor Llama::attend(LayerIndex index, const at::Tensor& projected, const at
     LayerObserver* observer = lane.observer;
     const std::int64_t count = projected.size(0);
     const double scale = 1.0 / std::sqrt(static_cast<double>(c.headDim));
-    const at::Tensor qkv = projected.view({count, c.queryHeads + 2 * c.kvHeads, c.headDim}).transpose(0, 1);
+    const std::int64_t heads = c.queryHeads + 2 * c.kvHeads;
+    const at::Tensor qkv = count == 1 ? projected.view({heads, 1, c.headDim}) : projected.view({count, heads, c.headDim}).transpose(0, 1);
     const at::Tensor plain = qkv.narrow(0, 0, c.queryHeads);
     const auto values = [&] { return copied(qkv.narrow(0, c.queryHeads + c.kvHeads, c.kvHeads)); };
     at::Tensor q; // [queryHeads, S, D] after RoPE

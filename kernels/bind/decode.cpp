@@ -121,7 +121,7 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
     if (held < q.size(1) || held > k.size(1))
         refuse(op, "held entries", "from the " + std::to_string(q.size(1)) + " queries' own to the capacity of " + std::to_string(k.size(1)), std::to_string(held));
     static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::causal_attention", "").typed<Causal>();
-    const CheckedStats s = checkStats(op, stats, q, k);
+    const CheckedStats s = checkStats(op, stats, q, k.size(0), k.size(1));
     auto [out, logSumExp] = typed.call(q, k, v, held, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
     if (stats) stats->logSumExp = std::move(logSumExp);
     return out;
@@ -173,7 +173,7 @@ at::Tensor sparse_attention(const at::Tensor& q, const at::Tensor& k, const at::
     for (const at::Tensor* t : {&k, &v}) checkType(op, "keys and values", *t, q.scalar_type());
     for (const at::Tensor* t : {&positions, &chosen, &queryPosition}) checkType(op, "positions and chosen entries", *t, at::kInt);
     for (const at::Tensor* t : {&k, &v, &positions, &chosen, &inverseFrequencies, &queryPosition}) checkSameDevice(op, "arguments", *t, q);
-    const CheckedStats s = checkStats(op, stats, q, positions.narrow(1, 0, chosen.size(0))); // sized by the set
+    const CheckedStats s = checkStats(op, stats, q, k.size(0), chosen.size(0));
     static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::sparse_attention", "").typed<Sparse>();
     return typed.call(q, k, v, positions, chosen, inverseFrequencies, queryPosition, scale, s.columnSum, s.lastRows, s.map, s.rowBegin, s.rowBin, s.colBin);
 }

@@ -7,14 +7,14 @@
 
 namespace keepsight::ops {
 
-// What attention() and causal_attention() are to collect, as the dispatcher takes it. Throws EngineError.
+// What attention() and causal_attention() are to collect over `entries` places of each KV head, as the dispatcher takes it. Throws EngineError.
 struct CheckedStats {
     std::optional<at::Tensor> columnSum, lastRows, map;
     int64_t rowBegin = 0, rowBin = 1, colBin = 1;
 };
-CheckedStats checkStats(const char* op, const AttentionStats* stats, const at::Tensor& q, const at::Tensor& k);
+CheckedStats checkStats(const char* op, const AttentionStats* stats, const at::Tensor& q, int64_t kvHeads, int64_t entries);
 
-inline at::Tensor shownToHeads(const at::Tensor& rows, int64_t heads) { return rows.unsqueeze(0).expand({heads, rows.size(0), rows.size(1)}); } // [N, D] → [heads, N, D]
+inline at::Tensor shownToHeads(const at::Tensor& rows, int64_t heads) { return rows.expand({heads, rows.size(0), rows.size(1)}); } // [N, D] → [heads, N, D]
 
 void defineOperators(torch::Library& library);   // the schemas
 void registerCpu(torch::Library& library);       // key CPU: kernels/cpu

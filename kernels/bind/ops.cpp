@@ -26,18 +26,15 @@ c10::TypedOperatorHandle<Signature> handle(const char* name) {
     return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// The parts attention and attention_rows share. Returns the number of KV heads.
-void checkEntries(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
+// What queries over the entries of `heads` KV heads have in common, however these lie.
+void checkQueries(const char* op, const at::Tensor& q, const at::Tensor& k, int64_t heads, const at::Tensor& positions, const at::Tensor& lengths,
                   const at::Tensor& queryPositions) {
     checkShape(op, "queries", q, {Any, Any, Any});
     checkFloat(op, "queries", q);
-    checkShape(op, "keys", k, {Any, Any, q.size(2)});
     checkType(op, "keys", k, q.scalar_type());
-    const int64_t heads = k.size(0);
     if (heads == 0 || q.size(0) == 0 || q.size(0) % heads != 0)
         refuse(op, "query heads", "a positive multiple of the " + std::to_string(heads) + " KV heads", std::to_string(q.size(0)));
     if (q.size(2) == 0) refuse(op, "head size", "positive", "0");
-    checkShape(op, "positions", positions, {heads, k.size(1)});
     checkShape(op, "lengths", lengths, {heads});
     checkShape(op, "query positions", queryPositions, {q.size(1)});
     for (const at::Tensor* t : {&positions, &lengths, &queryPositions}) {
@@ -45,6 +42,14 @@ void checkEntries(const char* op, const at::Tensor& q, const at::Tensor& k, cons
         checkSameDevice(op, "positions and lengths", *t, q);
     }
     checkSameDevice(op, "keys", k, q);
+}
+
+void checkEntries(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& positions, const at::Tensor& lengths,
+                  const at::Tensor& queryPositions) {
+    checkShape(op, "keys", k, {Any, Any, Any});
+    checkQueries(op, q, k, k.size(0), positions, lengths, queryPositions);
+    checkShape(op, "keys", k, {Any, Any, q.size(2)});
+    checkShape(op, "positions", positions, {k.size(0), k.size(1)});
 }
 
 void checkIndex(const char* op, const at::Tensor& x, const at::Tensor& index, const at::Tensor& counts) {
@@ -72,7 +77,7 @@ void checkMoved(const char* op, const at::Tensor& lengths, at::ArrayRef<at::Tens
 
 } // namespace
 
-CheckedStats checkStats(const char* op, const AttentionStats* stats, const at::Tensor& q, const at::Tensor& k) {
+CheckedStats checkStats(const char* op, const AttentionStats* stats, const at::Tensor& q, int64_t kvHeads, int64_t entries) {
     if (!stats) return {};
     const auto given = [&](const char* name, const at::Tensor& t) {
         if (!t.defined()) return OptionalTensor();
@@ -82,16 +87,16 @@ CheckedStats checkStats(const char* op, const AttentionStats* stats, const at::T
         return OptionalTensor(t);
     };
     CheckedStats out{given("column sums", stats->columnSum), given("last rows", stats->lastRows), given("map", stats->map), 0, 1, 1};
-    if (out.columnSum) checkShape(op, "column sums", *out.columnSum, {q.size(0), k.size(1)});
+    if (out.columnSum) checkShape(op, "column sums", *out.columnSum, {q.size(0), entries});
     if (out.lastRows) {
-        checkShape(op, "last rows", *out.lastRows, {q.size(0), Any, k.size(1)});
+        checkShape(op, "last rows", *out.lastRows, {q.size(0), Any, entries});
         if (out.lastRows->size(1) > q.size(1))
             refuse(op, "last rows", "at most the " + std::to_string(q.size(1)) + " queries", std::to_string(out.lastRows->size(1)));
     }
     if (out.map) {
         checkShape(op, "map", *out.map, {Any, Any, Any});
-        if (out.map->size(0) != k.size(0) && out.map->size(0) != q.size(0))
-            refuse(op, "map heads", std::to_string(k.size(0)) + " or " + std::to_string(q.size(0)), std::to_string(out.map->size(0)));
+        if (out.map->size(0) != kvHeads && out.map->size(0) != q.size(0))
+            refuse(op, "map heads", std::to_string(kvHeads) + " or " + std::to_string(q.size(0)), std::to_string(out.map->size(0)));
         out.rowBegin = stats->mapRowBegin, out.rowBin = stats->rowBin, out.colBin = stats->colBin;
         if (out.rowBin < 1 || out.colBin < 1) refuse(op, "map bins", "at least 1 token", std::to_string(std::min(out.rowBin, out.colBin)));
     }
@@ -198,7 +203,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     checkShape("attention", "values", v, {k.size(0), k.size(1), k.size(2)});
     checkType("attention", "values", v, q.scalar_type());
     checkSameDevice("attention", "values", v, q);
-    const CheckedStats s = checkStats("attention", stats, q, k);
+    const CheckedStats s = checkStats("attention", stats, q, k.size(0), k.size(1));
     static const auto op =
         handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                           double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t)>(
@@ -218,9 +223,9 @@ at::Tensor ragged_attention(const at::Tensor& q, const at::Tensor& k, const at::
     checkType(op, "starts", starts, at::kInt);
     checkSameDevice(op, "starts", starts, q);
     if (capacity < 0 || capacity > k.size(0)) refuse(op, "capacity", "in 0 … " + std::to_string(k.size(0)), std::to_string(capacity));
-    const at::Tensor shown = shownToHeads(k, starts.size(0));
-    checkEntries(op, q, shown, positions.unsqueeze(0).expand({starts.size(0), k.size(0)}), lengths, queryPositions);
-    const CheckedStats s = checkStats(op, stats, q, shown.narrow(1, 0, capacity));
+    checkQueries(op, q, k, starts.size(0), positions, lengths, queryPositions);
+    checkShape(op, "keys", k, {Any, q.size(2)});
+    const CheckedStats s = checkStats(op, stats, q, starts.size(0), capacity);
     static const auto typed =
         handle<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t,
                           const at::Tensor&, double, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, int64_t)>(

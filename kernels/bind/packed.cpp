@@ -270,7 +270,7 @@ at::Tensor packed_attention(const at::Tensor& q, const PackedSide& keys, const P
         checkType(Op, "inverse frequencies", frequencies, at::kFloat);
         checkSameDevice(Op, "inverse frequencies", frequencies, q);
     }
-    const CheckedStats s = checkStats(Op, stats, q, positions);
+    const CheckedStats s = checkStats(Op, stats, q, positions.size(0), positions.size(1));
     static const auto typed = c10::Dispatcher::singleton().findSchemaOrThrow("keepsight::packed_attention", "").typed<PackedAttention>();
     return typed.call(q, packedTensors(keys), keys.bits, keys.groupTokens, keys.across, packedTensors(values), values.bits, values.groupTokens,
                       values.across, positions, lengths, queryPosition, scale, frequencies.defined() ? OptionalTensor(frequencies) : std::nullopt,

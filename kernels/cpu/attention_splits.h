@@ -27,7 +27,7 @@ void attendInSplits(const AttentionArgs& args, const std::int64_t* seen, std::in
 #pragma omp parallel
     {
         float *mine = threads.data() + omp_get_thread_num() * perThread, *scratch = mine + group * Split;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic) // a head's last split may hold a single entry
         for (std::int64_t task = 0; task < args.kvHeads * splits; ++task) {
             const std::int64_t h = task / splits, split = task % splits, first = split * Split, count = least(Split, seen[h] - first);
             if (count <= 0) continue;

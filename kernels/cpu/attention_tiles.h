@@ -11,14 +11,18 @@ namespace {
 
 constexpr std::int64_t Split = 256, Tile = 16;
 
+enum class Bf16 : std::uint16_t {}; // as stored
+KEEPSIGHT_INLINE Floats widened(const float* from) { return load(from); }
+KEEPSIGHT_INLINE Floats widened(const Bf16* from) { return loadBf16(from); }
+
 // scores[g · stride + t] = k[t] · q[g] for the entries of a tile; q padded to whole vectors, k rows padded or a multiple.
-template <int G>
-void tileScores(const float* k, std::int64_t kRow, std::int64_t count, const float* q, std::int64_t width, float* scores,
+template <int G, class T>
+void tileScores(const T* k, std::int64_t kRow, std::int64_t count, const float* q, std::int64_t width, float* scores,
                 std::int64_t stride) {
     for (std::int64_t t = 0; t < count; ++t) {
         Floats acc[G] = {};
         for (std::int64_t d = 0; d < width; d += Lanes) {
-            const Floats key = load(k + t * kRow + d);
+            const Floats key = widened(k + t * kRow + d);
             for (int g = 0; g < G; ++g)
                 acc[g] += key * load(q + g * width + d);
         }
@@ -27,8 +31,8 @@ void tileScores(const float* k, std::int64_t kRow, std::int64_t count, const flo
     }
 }
 
-template <int G, int V>
-void tileValues(const float* v, std::int64_t vRow, std::int64_t count, const float* p, std::int64_t stride, float* out,
+template <int G, int V, class T>
+void tileValues(const T* v, std::int64_t vRow, std::int64_t count, const float* p, std::int64_t stride, float* out,
                 std::int64_t width) {
     Floats acc[G][V];
     for (int g = 0; g < G; ++g)
@@ -36,7 +40,7 @@ void tileValues(const float* v, std::int64_t vRow, std::int64_t count, const flo
             acc[g][j] = load(out + g * width + j * Lanes);
     for (std::int64_t t = 0; t < count; ++t)
         for (int j = 0; j < V; ++j) {
-            const Floats value = load(v + t * vRow + j * Lanes);
+            const Floats value = widened(v + t * vRow + j * Lanes);
             for (int g = 0; g < G; ++g)
                 acc[g][j] += p[g * stride + t] * value;
         }
@@ -45,8 +49,8 @@ void tileValues(const float* v, std::int64_t vRow, std::int64_t count, const flo
             store(out + g * width + j * Lanes, acc[g][j]);
 }
 
-template <int G>
-void tileValuesAll(const float* v, std::int64_t vRow, std::int64_t count, const float* p, std::int64_t stride, float* out,
+template <int G, class T>
+void tileValuesAll(const T* v, std::int64_t vRow, std::int64_t count, const float* p, std::int64_t stride, float* out,
                    std::int64_t width) {
     constexpr int Vectors = Lanes == 16 ? 4 : 2;
     std::int64_t d = 0;
@@ -56,25 +60,31 @@ void tileValuesAll(const float* v, std::int64_t vRow, std::int64_t count, const 
         tileValues<G, 1>(v + d, vRow, count, p, stride, out + d, width);
 }
 
-using TileFunction = void (*)(const float*, std::int64_t, std::int64_t, const float*, std::int64_t, float*, std::int64_t);
-constexpr TileFunction scoresOf[] = {nullptr, tileScores<1>, tileScores<2>, tileScores<3>, tileScores<4>};
-constexpr TileFunction valuesOf[] = {nullptr, tileValuesAll<1>, tileValuesAll<2>, tileValuesAll<3>, tileValuesAll<4>};
+template <class T>
+using TileFunction = void (*)(const T*, std::int64_t, std::int64_t, const float*, std::int64_t, float*, std::int64_t);
+template <class T>
+constexpr TileFunction<T> scoresOf[] = {nullptr, tileScores<1, T>, tileScores<2, T>, tileScores<3, T>, tileScores<4, T>};
+template <class T>
+constexpr TileFunction<T> valuesOf[] = {nullptr, tileValuesAll<1, T>, tileValuesAll<2, T>, tileValuesAll<3, T>, tileValuesAll<4, T>};
 
-// Rows [first, first + count) of a head as fp32 of `width`: in place if they are stored so, else in buffer.
-const float* tileRows(const Rows& rows, Element element, std::int64_t head, std::int64_t first, std::int64_t count, std::int64_t dim,
-                      std::int64_t width, float* buffer, std::int64_t& stride) {
+// run(rows, stride) with rows [first, first + count) of a head: in place if they fill vectors, else padded to `width` in buffer.
+template <class Run>
+KEEPSIGHT_INLINE void withTile(const Rows& rows, Element element, std::int64_t head, std::int64_t first, std::int64_t count, std::int64_t dim,
+                               std::int64_t width, float* buffer, const Run& run) {
     const std::uint8_t* data = at(rows.data, element, rows.of(head) + first * rows.row);
-    if (element == Element::f32 && dim == width) {
-        stride = rows.row;
-        return reinterpret_cast<const float*>(data);
+    if (dim == width) {
+        if (element == Element::f32)
+            run(reinterpret_cast<const float*>(data), rows.row);
+        else
+            run(reinterpret_cast<const Bf16*>(data), rows.row);
+        return;
     }
     for (std::int64_t t = 0; t < count; ++t) {
         toFp32(at(static_cast<const void*>(data), element, t * rows.row), element, dim, buffer + t * width);
         for (std::int64_t d = dim; d < width; ++d)
             buffer[t * width + d] = 0;
     }
-    stride = width;
-    return buffer;
+    run(static_cast<const float*>(buffer), width);
 }
 
 // seen[h]: what the one query sees of each head. Returns the splits of the longest, at least one.
@@ -124,10 +134,10 @@ inline void splitScores(const AttentionArgs& args, const Rows& rows, std::int64_
     for (std::int64_t t = 0; t < count; t += Tile) {
         const std::int64_t n = least(Tile, count - t);
         prefetchTile(args, rows, h, first, count, t, following);
-        std::int64_t row;
-        const float* k = tileRows(rows, args.element, h, first + t, n, args.dim, width, buffer, row);
-        for (std::int64_t g = 0; g < group; g += 4)
-            scoresOf[least(4, group - g)](k, row, n, vectors + g * width, width, scores + g * stride + t, stride);
+        withTile(rows, args.element, h, first + t, n, args.dim, width, buffer, [&]<class T>(const T* k, std::int64_t row) {
+            for (std::int64_t g = 0; g < group; g += 4)
+                scoresOf<T>[least(4, group - g)](k, row, n, vectors + g * width, width, scores + g * stride + t, stride);
+        });
     }
 }
 
@@ -138,10 +148,10 @@ inline void splitValues(const AttentionArgs& args, const Rows& rows, std::int64_
     for (std::int64_t t = 0; t < count; t += Tile) {
         const std::int64_t n = least(Tile, count - t);
         prefetchTile(args, rows, h, first, count, t, following);
-        std::int64_t row;
-        const float* v = tileRows(rows, args.element, h, first + t, n, args.dim, width, buffer, row);
-        for (std::int64_t g = 0; g < group; g += 4)
-            valuesOf[least(4, group - g)](v, row, n, weights + g * stride + t, stride, out + g * width, width);
+        withTile(rows, args.element, h, first + t, n, args.dim, width, buffer, [&]<class T>(const T* v, std::int64_t row) {
+            for (std::int64_t g = 0; g < group; g += 4)
+                valuesOf<T>[least(4, group - g)](v, row, n, weights + g * stride + t, stride, out + g * width, width);
+        });
     }
 }
 

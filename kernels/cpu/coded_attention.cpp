@@ -177,7 +177,7 @@ void codedAttention(const PackedAttentionArgs& packed) {
                 keys.read(h, first + t, n, keysBefore[h], s);
                 if (packed.turn.inverseFrequencies) keys.turn(h, first + t, n, packed.turn, s);
                 for (std::int64_t g = 0; g < group; g += 4)
-                    scoresOf[least(4, group - g)](s.rows, width, n, q + g * width, width, to + g * stride + t, stride);
+                    scoresOf<float>[least(4, group - g)](s.rows, width, n, q + g * width, width, to + g * stride + t, stride);
             }
         },
         [&](std::int64_t h, std::int64_t first, std::int64_t count, const float* weights, std::int64_t stride, float* scratch, float* to) {
@@ -186,7 +186,7 @@ void codedAttention(const PackedAttentionArgs& packed) {
                 const std::int64_t n = least(Tile, count - t);
                 values.read(h, first + t, n, valuesBefore[h], s);
                 for (std::int64_t g = 0; g < group; g += 4)
-                    valuesOf[least(4, group - g)](s.rows, width, n, weights + g * stride + t, stride, to + g * width, width);
+                    valuesOf<float>[least(4, group - g)](s.rows, width, n, weights + g * stride + t, stride, to + g * width, width);
             }
         });
 }

@@ -36,11 +36,10 @@ void dequantize(const DequantizeArgs& args) {
     const StoredMatrix& w = args.weights;
     void (*decode)(const std::uint8_t*, std::int64_t, void*, Element) = nullptr;
     KEEPSIGHT_FOR_STORED(w.type, Type, decode = decodeRow<Type>)
-#pragma omp parallel for schedule(static) if (args.count > 1)
-    for (std::int64_t i = 0; i < args.count; ++i) {
+    each(args.count, args.count > 1, [&](std::int64_t i) {
         const std::int64_t row = args.ids ? args.ids[i] : args.first + i;
         decode(w.data + row * w.rowBytes, w.columns, at(args.out, args.element, i * w.columns), args.element);
-    }
+    });
 }
 
 } // namespace keepsight::KEEPSIGHT_ISA

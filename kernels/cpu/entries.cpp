@@ -25,17 +25,16 @@ void moveEntries(const MoveEntriesArgs& args) {
 }
 
 void appendEntries(const AppendEntriesArgs& args) {
-#pragma omp parallel for schedule(static) if (args.heads * args.rows * args.entry > 65536)
-    for (std::int64_t h = 0; h < args.heads; ++h) {
+    each(args.heads, args.heads * args.rows * args.entry > 65536, [&](std::int64_t h) {
         const std::uint8_t* from = args.from + h * args.fromHead;
         std::uint8_t* to = args.to + h * args.toHead + args.lengths[h] * args.entry;
         if (args.fromRow == args.entry) {
             std::memcpy(to, from, static_cast<std::size_t>(args.rows * args.entry));
-            continue;
+            return;
         }
         for (std::int64_t r = 0; r < args.rows; ++r)
             std::memcpy(to + r * args.entry, from + r * args.fromRow, static_cast<std::size_t>(args.entry));
-    }
+    });
 }
 
 } // namespace keepsight::KEEPSIGHT_ISA

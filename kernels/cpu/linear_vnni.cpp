@@ -255,15 +255,14 @@ void linearVnni(const LinearArgs& args) {
     Buffer<Fixed> fixed(args.count * groups);
     const std::int64_t padded = roundUp(w.columns, Lanes);
     Buffer<float> x(args.element == Element::f32 ? 0 : args.count * padded);
-#pragma omp parallel for schedule(static) if (args.count > 3)
-    for (std::int64_t s = 0; s < args.count; ++s) {
+    each(args.count, args.count > 3, [&](std::int64_t s) {
         const float* row = static_cast<const float*>(args.x) + s * w.columns;
         if (args.element != Element::f32) {
             toFp32(at(args.x, args.element, s * w.columns), args.element, w.columns, x.data() + s * padded);
             row = x.data() + s * padded;
         }
         toFixed(row, w.columns, fixed.data() + s * groups);
-    }
+    });
     inPieces(args, [&](std::int64_t first, std::int64_t n, float* y) {
         run({w.data + first * w.rowBytes, w.rowBytes, blocks / Group, static_cast<int>(blocks % Group), fixed.data(), groups, y, w.rows}, n,
             args.count);

@@ -10,10 +10,11 @@
 namespace keepsight::KEEPSIGHT_ISA {
 namespace {
 
-float squares(const float* x, std::int64_t width) {
+template <class T>
+float squares(const T* x, std::int64_t width) {
     Floats acc{};
     for (std::int64_t d = 0; d < width; d += Lanes)
-        acc += load(x + d) * load(x + d);
+        acc += widened(x + d) * widened(x + d);
     return sum(acc);
 }
 
@@ -183,12 +184,12 @@ void outputChangeOne(const OutputChangeArgs& given) {
             const std::int64_t h = task / splits, split = task % splits, first = split * Split, count = least(Split, seen[h] - first);
             for (std::int64_t t = 0; t < count; t += Tile) {
                 const std::int64_t n = least(Tile, count - t);
-                std::int64_t row;
-                const float* v = tileRows(args.v, args.element, h, first + t, n, args.dim, width, buffer, row);
-                for (std::int64_t i = 0; i < n; ++i)
-                    valueNorms[i] = squares(v + i * row, width);
-                for (std::int64_t g = 0; g < group; g += 4)
-                    scoresOf[least(4, group - g)](v, row, n, q.data() + (h * group + g) * width, width, dots + g * Tile, Tile);
+                withTile(args.v, args.element, h, first + t, n, args.dim, width, buffer, [&]<class T>(const T* v, std::int64_t row) {
+                    for (std::int64_t i = 0; i < n; ++i)
+                        valueNorms[i] = squares(v + i * row, width);
+                    for (std::int64_t g = 0; g < group; g += 4)
+                        scoresOf<T>[least(4, group - g)](v, row, n, q.data() + (h * group + g) * width, width, dots + g * Tile, Tile);
+                });
                 for (std::int64_t g = 0; g < group; ++g) {
                     const std::int64_t head = h * group + g, place = head * length + first + t;
                     changesOf[given.kind](weights.data() + place, tops[head * splits + split], logits.data() + place, valueNorms, dots + g * Tile, norms[head], n,

@@ -15,8 +15,7 @@ constexpr std::int64_t Serial = 16384; // values below which threads cost more t
 void rmsNorm(const RmsNormArgs& args) {
     const std::int64_t width = args.width, padded = roundUp(width, Lanes);
     Buffer<float> scratch(omp_get_max_threads() * padded);
-#pragma omp parallel for schedule(static) if (args.rows > 1 && args.rows * width > Serial)
-    for (std::int64_t row = 0; row < args.rows; ++row) {
+    each(args.rows, args.rows > 1 && args.rows * width > Serial, [&](std::int64_t row) {
         float* x = scratch.data() + omp_get_thread_num() * padded;
         toFp32(at(args.x, args.element, row * width), args.element, width, x);
         for (std::int64_t i = width; i < padded; ++i)
@@ -33,13 +32,12 @@ void rmsNorm(const RmsNormArgs& args) {
         for (; i < width; ++i)
             x[i] = x[i] * factor * args.weight[i];
         fromFp32(x, width, at(args.y, args.element, row * width), args.element);
-    }
+    });
 }
 
 void siluMul(const SiluMulArgs& args) {
     const std::int64_t width = args.width, piece = 1024, pieces = (width + piece - 1) / piece;
-#pragma omp parallel for schedule(static) if (args.rows * width > Serial)
-    for (std::int64_t task = 0; task < args.rows * pieces; ++task) {
+    each(args.rows * pieces, args.rows * width > Serial, [&](std::int64_t task) {
         const std::int64_t row = task / pieces, first = task % pieces * piece, n = least(piece, width - first);
         alignas(64) float a[1024 + Lanes] = {}, b[1024 + Lanes] = {};
         toFp32(at(args.x, args.element, row * 2 * width + first), args.element, n, a);
@@ -51,7 +49,7 @@ void siluMul(const SiluMulArgs& args) {
             store(a + i, v / (1.f + exp2(power)) * load(b + i));
         }
         fromFp32(a, n, at(args.y, args.element, row * width + first), args.element);
-    }
+    });
 }
 
 void rope(const RopeArgs& args) {
@@ -59,8 +57,7 @@ void rope(const RopeArgs& args) {
     const std::int64_t threads = omp_get_max_threads(), perThread = roundUp(3 * half + 2 * args.dim, 16);
     Buffer<float> scratch(threads * perThread);
     const std::int64_t heads = args.positionHead ? 1 : args.heads; // that share one set of angles
-#pragma omp parallel for schedule(static) if (args.heads * args.rows * args.dim > Serial)
-    for (std::int64_t task = 0; task < tables * args.rows; ++task) {
+    each(tables * args.rows, args.heads * args.rows * args.dim > Serial, [&](std::int64_t task) {
         const std::int64_t row = task % args.rows, table = task / args.rows;
         float* angles = scratch.data() + omp_get_thread_num() * perThread;
         float *sine = angles + half, *cosine = sine + half, *x = cosine + half, *y = x + args.dim;
@@ -77,7 +74,7 @@ void rope(const RopeArgs& args) {
             }
             fromFp32(y, args.dim, at(args.y, args.element, (h * args.rows + row) * args.dim), args.element);
         }
-    }
+    });
 }
 
 } // namespace keepsight::KEEPSIGHT_ISA

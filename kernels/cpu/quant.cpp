@@ -20,8 +20,7 @@ void dequantizeEntries(const DequantizeEntriesArgs& args) {
     const auto* scales = static_cast<const std::uint8_t*>(args.scale);
     const auto* zeros = static_cast<const std::uint8_t*>(args.zero);
     const LevelTable table(args.levels, args.bits);
-#pragma omp parallel for schedule(static) if (args.heads * longest * args.dim > 32768)
-    for (std::int64_t task = 0; task < args.heads * tasks; ++task) {
+    each(args.heads * tasks, args.heads * longest * args.dim > 32768, [&](std::int64_t task) {
         const std::int64_t h = task / tasks, first = task % tasks * RowsPerTask, end = least(first + RowsPerTask, args.counts[h]);
         std::uint8_t* codes = bytes.data() + omp_get_thread_num() * padded;
         float *wide = rows.data() + omp_get_thread_num() * 3 * padded, *scale = wide + padded, *zero = scale + padded;
@@ -40,7 +39,7 @@ void dequantizeEntries(const DequantizeEntriesArgs& args) {
             decodeRow(args.codes + h * args.codesHead + r * rowBytes, args.bits, table, scale, zero, args.dim, codes, direct ? static_cast<float*>(args.out) + place : wide);
             if (!direct) fromFp32(wide, args.dim, at(args.out, args.element, place), args.element);
         }
-    }
+    });
 }
 
 } // namespace keepsight::KEEPSIGHT_ISA

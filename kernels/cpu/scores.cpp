@@ -47,8 +47,7 @@ void widenRange(const float* x, float* low, float* high, std::int64_t n) {
 void lagSpread(const LagSpreadArgs& args) {
     const std::int64_t scored = args.partitions - 1, lag = args.lag, dim = args.dim, wide = roundUp(dim, 16);
     Buffer<float> scratch(omp_get_max_threads() * 3 * wide);
-#pragma omp parallel for schedule(static) if (args.heads * scored > 1)
-    for (std::int64_t task = 0; task < args.heads * scored; ++task) {
+    each(args.heads * scored, args.heads * scored > 1, [&](std::int64_t task) {
         const std::int64_t head = task / scored, part = task % scored;
         float *x = scratch.data() + omp_get_thread_num() * 3 * wide, *low = x + wide, *range = low + wide;
         const auto row = [&](std::int64_t t) -> const float* {
@@ -67,7 +66,7 @@ void lagSpread(const LagSpreadArgs& args) {
             range[i] = between > LagLeastRange ? between : LagLeastRange;
         }
         for (std::int64_t t = 0; t < lag; ++t) args.out[task * lag + t] = spreadOf(row(part * lag + t), low, range, x, dim);
-    }
+    });
 }
 
 } // namespace keepsight::KEEPSIGHT_ISA

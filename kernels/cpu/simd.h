@@ -1,10 +1,10 @@
 // The widest float vector of the instruction set a file is compiled for, and the few operations the kernels need on it.
 #pragma once
 
+#include "kernels/scratch.h"
 #include "kernels/stored.h"
 
 #include <cstring>
-#include <stdlib.h>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
@@ -164,8 +164,7 @@ KEEPSIGHT_INLINE float largest(Floats v) {
 }
 
 // 2^x for x < 128, relative error below 1e-7; 0 where the result would be subnormal.
-KEEPSIGHT_INLINE Floats exp2(Floats given) {
-    const Floats x = maximum(given, broadcast(-126.f));
+KEEPSIGHT_INLINE Floats exp2(Floats x) {
     const Floats magic = broadcast(12582912.f), shifted = x + magic; // adds 1.5·2^23: the integer part lands in the low bits
     const Floats f = x - (shifted - magic);
     Floats p = broadcast(1.535336188319500e-4f);
@@ -176,7 +175,7 @@ KEEPSIGHT_INLINE Floats exp2(Floats given) {
     p = p * f + 6.931472028550421e-1f;
     p = p * f + 1.f;
     const Floats power = (Floats)((Words)p + ((Words)shifted << 23));
-    return given < -126.f ? Floats{} : power;
+    return x < -126.f ? Floats{} : power;
 }
 constexpr float Log2E = 1.44269504088896340736f;
 
@@ -232,10 +231,10 @@ KEEPSIGHT_INLINE void fromFp32(const float* from, std::int64_t count, void* to, 
 template <class T>
 class Buffer {
 public:
-    explicit Buffer(std::int64_t count) : m_data(static_cast<T*>(aligned_alloc(64, bytes(count)))) {
+    explicit Buffer(std::int64_t count) : m_data(static_cast<T*>(takeScratch(bytes(count)))) {
         if (!m_data) throw std::bad_alloc();
     }
-    ~Buffer() { free(m_data); }
+    ~Buffer() { giveScratch(m_data); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
     T* data() const { return m_data; }
@@ -248,6 +247,19 @@ private:
     }
     T* m_data;
 };
+
+// run(i) for each i below `tasks`, in parallel if that is worth it: even a region of one thread would set up a team.
+template <class Run>
+void each(std::int64_t tasks, bool parallel, const Run& run) {
+    if (!parallel) {
+        for (std::int64_t i = 0; i < tasks; ++i)
+            run(i);
+        return;
+    }
+#pragma omp parallel for schedule(static)
+    for (std::int64_t i = 0; i < tasks; ++i)
+        run(i);
+}
 
 } // namespace
 } // namespace keepsight::KEEPSIGHT_ISA
