@@ -12,6 +12,7 @@
 #include <QToolButton>
 #include <QtTest>
 #include <set>
+#include <tuple>
 
 using namespace keepsight;
 
@@ -64,6 +65,10 @@ private Q_SLOTS:
         }
         QCOMPARE(colors.size(), std::size_t{4});
         QCOMPARE(markers.size(), std::size_t{4});
+        std::set<std::tuple<int, bool, QList<qreal>>> looks; // of a session's lanes, hue aside
+        for (int i = 0; i < 16; ++i) looks.insert({static_cast<int>(laneMarker(LaneIndex{i})), laneMarkerHollow(LaneIndex{i}), laneDash(LaneIndex{i})});
+        QCOMPARE(looks.size(), std::size_t{16});
+        for (int i = 0; i < 12; ++i) QVERIFY(laneColor(LaneIndex{i}) != laneColor(LaneIndex{i + MaxLanes})); // the same shape again
         QCOMPARE(laneTextColor(Qt::black), QColor(Qt::white));
         QCOMPARE(laneTextColor(Qt::yellow), QColor(Qt::black));
     }

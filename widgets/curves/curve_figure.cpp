@@ -18,12 +18,15 @@ constexpr int MarkersPerLine = 8;
 // Towards white instead of transparent: some readers of PDF and SVG draw transparency as a picture.
 QColor pale(const QColor& color) { return QColor((color.red() + 2 * 255) / 3, (color.green() + 2 * 255) / 3, (color.blue() + 2 * 255) / 3); }
 
-void paintMarker(QPainter& painter, LaneMarker marker, const QPointF& at, const QColor& color) {
+void paintMarker(QPainter& painter, LaneIndex lane, const QPointF& at) {
+    const QColor color = laneColor(lane);
     painter.save();
-    painter.setPen(Qt::NoPen);
-    painter.setBrush(color);
+    if (laneMarkerHollow(lane))
+        painter.setPen(QPen(color, 0.8)), painter.setBrush(Qt::white);
+    else
+        painter.setPen(Qt::NoPen), painter.setBrush(color);
     const double r = MarkerSize / 2;
-    switch (marker) {
+    switch (laneMarker(lane)) {
     case LaneMarker::disc: painter.drawEllipse(at, r, r); break;
     case LaneMarker::square: painter.drawRect(QRectF(at.x() - r, at.y() - r, 2 * r, 2 * r)); break;
     case LaneMarker::triangle: painter.drawPolygon(QPolygonF{at + QPointF(0, -1.2 * r), at + QPointF(1.15 * r, r), at + QPointF(-1.15 * r, r)}); break;
@@ -142,7 +145,7 @@ private:
         paintLine(painter, line, pen(lane));
         const std::size_t every = std::max<std::size_t>(1, line.size() / MarkersPerLine);
         for (std::size_t i = every / 2 + series * every / 8; i < line.size(); i += every) // shifted, so that equal lines show both
-            if (!std::isnan(line[i].y())) paintMarker(painter, laneMarker(lane), line[i], color);
+            if (!std::isnan(line[i].y())) paintMarker(painter, lane, line[i]);
     }
 
     static QPen pen(LaneIndex lane) {
@@ -176,7 +179,7 @@ private:
             const double y = rect.center().y();
             painter.setPen(pen(lane));
             painter.drawLine(QPointF(rect.left(), y), QPointF(rect.left() + LegendIcon, y));
-            paintMarker(painter, laneMarker(lane), {rect.left() + LegendIcon / 2, y}, laneColor(lane));
+            paintMarker(painter, lane, {rect.left() + LegendIcon / 2, y});
             paintText(painter, rect.adjusted(LegendIcon + 4, 0, 2, 0), Qt::AlignLeft | Qt::AlignVCenter, m_titles[i], style, style.ink);
         });
     }

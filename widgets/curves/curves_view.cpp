@@ -31,9 +31,9 @@ QPen lanePen(LaneIndex lane, const QColor& color, double width) {
     return pen;
 }
 
-QCPScatterStyle markerStyle(LaneIndex lane, const QColor& color) {
+QCPScatterStyle markerStyle(LaneIndex lane, const QColor& color, const QColor& paper) {
     constexpr std::array Shapes{QCPScatterStyle::ssDisc, QCPScatterStyle::ssSquare, QCPScatterStyle::ssTriangle, QCPScatterStyle::ssDiamond};
-    return QCPScatterStyle(Shapes[static_cast<std::size_t>(laneMarker(lane))], QPen(color), QBrush(color), 6);
+    return QCPScatterStyle(Shapes[static_cast<std::size_t>(laneMarker(lane))], QPen(color), QBrush(laneMarkerHollow(lane) ? paper : color), 6);
 }
 
 // A line in pieces: stroked as one shape, a curve of some hundred points takes the rasteriser ten times as long.
@@ -329,7 +329,7 @@ void CurvesView::applyPalette() {
         m_graphs[i].raw->setAntialiased(false);
         for (QCPGraph* graph : m_graphs[i].line) {
             graph->setPen(lanePen(lane, color, 1.7));
-            graph->setScatterStyle(markerStyle(lane, color));
+            graph->setScatterStyle(markerStyle(lane, color, palette().color(QPalette::Base)));
         }
     }
     replot();

@@ -11,7 +11,10 @@ namespace {
 constexpr std::array<QRgb, MaxLanes> OnLight{0xff3f444e, 0xff1f6bb0, 0xffc24e14, 0xff00795a};
 constexpr std::array<QRgb, MaxLanes> OnDark{0xffc9ced8, 0xff62b0f0, 0xfff58a4b, 0xff3cc79b};
 
-std::size_t slot(LaneIndex lane) { return static_cast<std::size_t>(std::max(0, lane.value)) % MaxLanes; }
+// A session of the command line may hold more lanes than the window makes: each further four take other colours and dashes for the same shapes.
+std::size_t number(LaneIndex lane) { return static_cast<std::size_t>(std::max(0, lane.value)); }
+std::size_t cycle(LaneIndex lane) { return number(lane) / MaxLanes; }
+std::size_t slot(LaneIndex lane) { return (number(lane) + cycle(lane)) % MaxLanes; }
 
 double luminance(const QColor& c) {
     const auto linear = [](double v) { return v <= 0.04045 ? v / 12.92 : std::pow((v + 0.055) / 1.055, 2.4); };
@@ -40,6 +43,8 @@ QList<qreal> laneDash(LaneIndex lane) {
     return patterns[slot(lane)];
 }
 
-LaneMarker laneMarker(LaneIndex lane) { return static_cast<LaneMarker>(slot(lane)); }
+LaneMarker laneMarker(LaneIndex lane) { return static_cast<LaneMarker>(number(lane) % MaxLanes); }
+
+bool laneMarkerHollow(LaneIndex lane) { return cycle(lane) % 2 == 1; }
 
 } // namespace keepsight

@@ -21,5 +21,6 @@ QList<qreal> laneDash(LaneIndex lane);                    // in pen widths, empt
 
 enum class LaneMarker { disc, square, triangle, diamond };
 LaneMarker laneMarker(LaneIndex lane);
+bool laneMarkerHollow(LaneIndex lane); // only its outline
 
 } // namespace keepsight
