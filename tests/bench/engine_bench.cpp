@@ -5,6 +5,7 @@
 #include "engine/engine.h"
 #include "engine/session/snapshot.h"
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <algorithm>
 #include <c10/core/InferenceMode.h>
@@ -109,9 +110,17 @@ json slider(const Options& options) {
     return rows;
 }
 
-// The bench job of the command line, full cache.
+// GB/s read and written by a copy that no cache holds.
+double copyRate() {
+    const at::Tensor from = at::ones({64 << 20}), to = at::zeros({64 << 20});
+    return 2 * static_cast<double>(from.nbytes()) / middle(repeated(7, [&] { to.copy_(from); })) * 1e-6;
+}
+
+// The bench job of the command line, full cache. A decoded token reads all weights as they are stored, and the cache: the limit is their bytes at the
+// rate of a copy, measured beside each row.
 json speed(const Options& options) {
-    std::printf("\nprefill and decode, full cache\n%-6s %8s %16s %16s\n", "dtype", "context", "prefill tok/s", "decode tok/s");
+    std::printf("\nprefill and decode, full cache\n%-6s %8s %16s %16s %10s %26s\n", "dtype", "context", "prefill tok/s", "decode tok/s", "copy GB/s",
+                "of limit: weights, + cache");
     json rows = json::array();
     for (const char* dtype : {"fp32", "bf16"}) {
         Engine engine;
@@ -123,11 +132,16 @@ json speed(const Options& options) {
             job.lanes = {lane("full", Budget())};
             job.bench = {.context = context, .newTokens = 32, .warmup = 1, .repeats = 5};
             MemoryTrace memory;
+            const double before = copyRate();
             engine.run(job, memory);
             const Measurement row = memory.snapshot()->measurements.front();
-            std::printf("%-6s %8d %16.1f %16.1f\n", dtype, context, row.number("prefill_tok_s"), row.number("decode_tok_s"));
-            rows.push_back({{"dtype", dtype}, {"context", context}, {"prefill_tok_s", row.number("prefill_tok_s")}, {"decode_tok_s", row.number("decode_tok_s")},
-                            {"tpot_ms", row.number("tpot_ms")}, {"tpot_iqr_ms", row.number("tpot_iqr_ms")}});
+            const double rate = std::max(before, copyRate()), weights = static_cast<double>(engine.model().weightBytes), tokens = row.number("decode_tok_s");
+            const auto share = [&](double bytes) { return bytes * tokens / (rate * 1e9); };
+            const double ofWeights = share(weights), ofAll = share(weights + row.number("kv_bytes"));
+            std::printf("%-6s %8d %16.1f %16.1f %10.1f %16.2f %9.2f\n", dtype, context, row.number("prefill_tok_s"), tokens, rate, ofWeights, ofAll);
+            rows.push_back({{"dtype", dtype}, {"context", context}, {"prefill_tok_s", row.number("prefill_tok_s")}, {"decode_tok_s", tokens},
+                            {"tpot_ms", row.number("tpot_ms")}, {"tpot_iqr_ms", row.number("tpot_iqr_ms")}, {"copy_gb_per_s", rate},
+                            {"of_weight_limit", ofWeights}, {"of_byte_limit", ofAll}});
         }
     }
     return rows;
