@@ -33,7 +33,9 @@ QPen lanePen(LaneIndex lane, const QColor& color, double width) {
 
 QCPScatterStyle markerStyle(LaneIndex lane, const QColor& color, const QColor& paper) {
     constexpr std::array Shapes{QCPScatterStyle::ssDisc, QCPScatterStyle::ssSquare, QCPScatterStyle::ssTriangle, QCPScatterStyle::ssDiamond};
-    return QCPScatterStyle(Shapes[static_cast<std::size_t>(laneMarker(lane))], QPen(color), QBrush(laneMarkerHollow(lane) ? paper : color), 6);
+    const auto shape = Shapes[static_cast<std::size_t>(laneMarker(lane))];
+    if (laneMarkerHollow(lane)) return QCPScatterStyle(shape == QCPScatterStyle::ssDisc ? QCPScatterStyle::ssCircle : shape, QPen(color), QBrush(paper), 6);
+    return QCPScatterStyle(shape, QPen(color), QBrush(color), 6);
 }
 
 // A line in pieces: stroked as one shape, a curve of some hundred points takes the rasteriser ten times as long.
