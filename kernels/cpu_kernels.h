@@ -28,10 +28,11 @@ struct CpuKernels {
     void (*appendEntries)(const AppendEntriesArgs&);
     void (*dequantizeEntries)(const DequantizeEntriesArgs&);
     void (*lagSpread)(const LagSpreadArgs&);
+    bool bf16Attention; // attention() of several bf16 queries multiplies them in matrix units
 };
 
 const CpuKernels& cpuKernels();            // best for this processor, or what useCpuKernels chose
-bool useCpuKernels(std::string_view name); // "baseline" | "avx2" | "avx512" | "avx512vnni"; false: unknown here. For tests and benchmarks
+bool useCpuKernels(std::string_view name); // "baseline" | "avx2" | "avx512" | "avx512vnni" | "avx512amx"; false: unknown here. For tests and benchmarks
 bool multipliesBf16();                     // this processor has units for products of bf16
 
 } // namespace keepsight

@@ -4,6 +4,7 @@
 #include "kernels/bind/checks.h"
 #include "kernels/bind/implementations.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -74,20 +75,39 @@ at::Tensor linearCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t 
     return y;
 }
 
+at::Tensor fresh(c10::IntArrayRef sizes, at::ScalarType type) { return at::detail::empty_cpu(sizes, type, false, std::nullopt); } // at::empty without its way there
+
+// Both dense and of one type; each sum is rounded once.
+void addRow(at::Tensor& to, const at::Tensor& from) {
+    const auto addAs = [&]<class T>(const T*) {
+        T* sum = to.mutable_data_ptr<T>();
+        const T* more = from.const_data_ptr<T>();
+        for (int64_t i = 0; i < to.numel(); ++i) sum[i] = sum[i] + more[i];
+    };
+    if (to.scalar_type() == at::kFloat)
+        addAs(static_cast<const float*>(nullptr));
+    else
+        addAs(static_cast<const at::BFloat16*>(nullptr));
+}
+
 // One row: the kernels of the separate operators one after the other, in one call. Between short products a call's own cost counts.
 at::Tensor storedMatvecCpu(const at::Tensor& xIn, const at::Tensor& packedIn, int64_t weightType, int64_t columns, const std::optional<at::Tensor>& bias,
                            const std::optional<at::Tensor>& norm, const std::optional<at::Tensor>& residual, double eps, bool gated) {
     const at::Tensor x = xIn.contiguous(), packed = packedIn.contiguous();
     const int64_t rows = packed.size(0), outputs = gated ? rows / 2 : rows;
-    const at::Tensor biasFloats = bias ? floats(*bias) : at::Tensor(), normFloats = norm ? floats(*norm) : at::Tensor(),
-                     normed = norm ? at::empty({1, columns}, x.options()) : x, y = at::empty({1, rows}, x.options()), out = gated ? at::empty({1, outputs}, x.options()) : y;
+    const at::Tensor biasFloats = bias ? floats(*bias) : at::Tensor(), normFloats = norm ? floats(*norm) : at::Tensor();
+    at::Tensor out = fresh({1, outputs}, x.scalar_type());
     const Element element = elementOf(x);
+    const auto size = static_cast<int64_t>(x.element_size());
     onCpu("stored_matvec", [&](const CpuKernels& kernels) {
-        if (norm) kernels.rmsNorm({x.const_data_ptr(), normFloats.const_data_ptr<float>(), normed.mutable_data_ptr(), 1, columns, static_cast<float>(eps), element});
-        kernels.linear({matrixOf(packed, weightType, columns), normed.const_data_ptr(), y.mutable_data_ptr(), element, 1, bias ? biasFloats.const_data_ptr<float>() : nullptr});
-        if (gated) kernels.siluMul({y.const_data_ptr(), out.mutable_data_ptr(), 1, outputs, element});
+        const Scratch normed(norm ? columns * size : 0), product(gated ? rows * size : 0);
+        void* y = gated ? product.data() : out.mutable_data_ptr();
+        if (norm) kernels.rmsNorm({x.const_data_ptr(), normFloats.const_data_ptr<float>(), normed.data(), 1, columns, static_cast<float>(eps), element});
+        kernels.linear({matrixOf(packed, weightType, columns), norm ? normed.data() : x.const_data_ptr(), y, element, 1, bias ? biasFloats.const_data_ptr<float>() : nullptr});
+        if (gated) kernels.siluMul({y, out.mutable_data_ptr(), 1, outputs, element});
     });
-    return residual ? out.add_(*residual) : out;
+    if (residual) addRow(out, residual->contiguous());
+    return out;
 }
 
 at::Tensor decoded(const at::Tensor& packed, int64_t weightType, int64_t columns, const int64_t* ids, int64_t count, at::ScalarType dtype) {
@@ -177,7 +197,7 @@ struct AttentionInput { // owns dense copies where a layout is not usable as it 
 // The output of what `args` describe, [S, Hq·D], and on the way what is to be collected.
 at::Tensor attend(const char* op, AttentionArgs& args, const at::Tensor& q, const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
                   const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin, float* logSumExp = nullptr) {
-    at::Tensor out = at::empty({q.size(1), q.size(0) * q.size(2)}, q.options());
+    at::Tensor out = fresh({q.size(1), q.size(0) * q.size(2)}, q.scalar_type());
     args.out = out.data_ptr();
     collect(args, columnSum, lastRows, map, rowBegin, rowBin, colBin);
     onCpu(op, [&](const CpuKernels& kernels) { kernels.attention(args, logSumExp); });
@@ -228,7 +248,7 @@ at::Tensor attentionSumsCpu(const at::Tensor& q, const at::Tensor& k, const at::
     return sums;
 }
 
-// Attention without statistics where the processor multiplies bf16: torch's fused attention then uses matrix units that our kernels know nothing of. Entries
+// Attention without statistics where the processor multiplies bf16, but not in tiles: torch's fused attention then uses units that our kernels know nothing of. Entries
 // before the queries are attended to apart, and both put together by their log-sum-exps.
 std::tuple<at::Tensor, at::Tensor> fusedCausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t held, double scale) {
     const int64_t count = q.size(1), past = held - count;
@@ -252,7 +272,7 @@ std::tuple<at::Tensor, at::Tensor> causalAttentionCpu(const at::Tensor& q, const
                                                       const std::optional<at::Tensor>& columnSum, const std::optional<at::Tensor>& lastRows,
                                                       const std::optional<at::Tensor>& map, int64_t rowBegin, int64_t rowBin, int64_t colBin) {
     constexpr int64_t Many = 64; // queries
-    if (q.scalar_type() == at::kBFloat16 && q.size(1) >= Many && !columnSum && !lastRows && !map && multipliesBf16()) return fusedCausalAttention(q, k, v, held, scale);
+    if (q.scalar_type() == at::kBFloat16 && q.size(1) >= Many && !columnSum && !lastRows && !map && multipliesBf16() && !cpuKernels().bf16Attention) return fusedCausalAttention(q, k, v, held, scale);
     const at::Tensor positions = at::arange(k.size(1), at::kInt).expand({k.size(0), k.size(1)}), lengths = at::full({k.size(0)}, held, at::kInt);
     AttentionInput input("causal_attention", q, k, &v, positions, lengths, at::arange(held - q.size(1), held, at::kInt), scale);
     at::Tensor logSumExp;
@@ -364,7 +384,7 @@ at::Tensor ropeAppendCpu(const at::Tensor& qkvIn, const at::Tensor& position, co
                          at::Tensor& lengths) {
     const int64_t kvHeads = keys.size(0), capacity = keys.size(1), dim = keys.size(2), heads = qkvIn.size(1) / dim, queryHeads = heads - 2 * kvHeads;
     checkLengths("rope_append", lengths, 1, capacity);
-    const at::Tensor qkv = qkvIn.contiguous(), frequencies = inverseFrequencies.contiguous(), turned = at::empty({queryHeads + kvHeads, 1, dim}, qkv.options());
+    const at::Tensor qkv = qkvIn.contiguous(), frequencies = inverseFrequencies.contiguous(), turned = fresh({queryHeads + kvHeads, 1, dim}, qkv.scalar_type());
     onCpu("rope_append", [&](const CpuKernels& kernels) {
         kernels.rope({qkv.const_data_ptr(), dim, dim, turned.mutable_data_ptr(), queryHeads + kvHeads, 1, dim, position.const_data_ptr<int32_t>(), 0,
                       frequencies.const_data_ptr<float>(), 1, elementOf(qkv)});

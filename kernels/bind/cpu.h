@@ -3,6 +3,7 @@
 
 #include "engine/data/error.h"
 #include "kernels/cpu_kernels.h"
+#include "kernels/scratch.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -11,6 +12,22 @@
 #include <string>
 
 namespace keepsight::ops {
+
+class Scratch {
+public:
+    explicit Scratch(std::int64_t bytes) : m_data(bytes > 0 ? takeScratch(static_cast<std::size_t>((bytes + 63) / 64 * 64)) : nullptr) {
+        if (bytes > 0 && !m_data) throw std::bad_alloc();
+    }
+    ~Scratch() {
+        if (m_data) giveScratch(m_data);
+    }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    void* data() const { return m_data; }
+
+private:
+    void* m_data;
+};
 
 inline Element elementOf(const at::Tensor& tensor) { return tensor.scalar_type() == at::kFloat ? Element::f32 : Element::bf16; }
 

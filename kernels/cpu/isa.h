@@ -8,6 +8,7 @@
 namespace keepsight::KEEPSIGHT_ISA {
 
 void linear(const LinearArgs& args);
+void attentionAmx(const AttentionArgs& args, float* logSumExp); // avx512 only, for processors with AMX-BF16
 void linearVnni(const LinearArgs& args); // avx512 only, for processors with AVX512-VNNI
 void dequantize(const DequantizeArgs& args);
 void attention(const AttentionArgs& args, float* logSumExp);

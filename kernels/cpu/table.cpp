@@ -6,8 +6,8 @@
 namespace keepsight::KEEPSIGHT_ISA {
 
 namespace {
-constexpr CpuKernels with(const char* name, void (*product)(const LinearArgs&)) {
-    return {name, product, dequantize, attention, packedAttention, outputChangeOne, outputChange, rmsNorm, siluMul, rope, moveEntries, appendEntries, dequantizeEntries, lagSpread};
+constexpr CpuKernels with(const char* name, void (*product)(const LinearArgs&), void (*attended)(const AttentionArgs&, float*) = attention) {
+    return {name, product, dequantize, attended, packedAttention, outputChangeOne, outputChange, rmsNorm, siluMul, rope, moveEntries, appendEntries, dequantizeEntries, lagSpread, attended != attention};
 }
 } // namespace
 
@@ -15,8 +15,9 @@ extern const CpuKernels table;
 const CpuKernels table = with(KEEPSIGHT_TEXT(KEEPSIGHT_ISA), linear);
 
 #ifdef __AVX512F__
-extern const CpuKernels vnniTable;
+extern const CpuKernels vnniTable, amxTable;
 const CpuKernels vnniTable = with("avx512vnni", linearVnni);
+const CpuKernels amxTable = with("avx512amx", linearVnni, attentionAmx);
 #endif
 
 } // namespace keepsight::KEEPSIGHT_ISA

@@ -162,6 +162,26 @@ void attentions(Bench& bench, at::ScalarType dtype, const std::string& suffix) {
     }
 }
 
+// A prompt in bf16 by our tiles and, where useCpuKernels takes a table without them, by torch's fused attention; the latter has no statistics, so ours
+// in fp32 vectors stands beside them.
+void prompts(Bench& bench) {
+    const std::string best = cpuKernels().name;
+    for (int64_t length : {512, 2048, 4096}) {
+        const at::Tensor q = at::randn({length, QueryHeads, HeadSize}).to(at::kBFloat16).transpose(0, 1);
+        const at::Tensor k = at::randn({KvHeads, length, HeadSize}).to(at::kBFloat16), v = at::randn({KvHeads, length, HeadSize}).to(at::kBFloat16);
+        const double flops = 2.0 * QueryHeads * HeadSize * static_cast<double>(length) * static_cast<double>(length + 1);
+        ops::AttentionStats none, sums;
+        sums.columnSum = at::zeros({QueryHeads, length});
+        for (const std::string& kernels : {best, std::string("avx512vnni")}) {
+            if (!useCpuKernels(kernels)) continue;
+            const std::string name = "prompt bf16 " + std::to_string(length) + ", ";
+            bench.time(name + kernels + (cpuKernels().bf16Attention || !multipliesBf16() ? "" : " (torch)"), 0, flops, [&] { ops::causal_attention(q, k, v, length, 0.125, &none); });
+            bench.time(name + kernels + " + column sums", 0, flops, [&] { ops::causal_attention(q, k, v, length, 0.125, &sums); });
+        }
+        useCpuKernels(best);
+    }
+}
+
 // One new query over 32 exact entries behind codes, keys by channel and values by token in groups of 64, beside our own attention over as many
 // exact ones: of several layers, so that entries come from memory.
 void packedAttentions(Bench& bench, int64_t queryHeads, int64_t kvHeads, int64_t dim, int64_t length) {
@@ -270,6 +290,7 @@ int main(int argc, char** argv) {
     linears(bench, at::kBFloat16, " x bf16");
     attentions(bench, at::kFloat, "");
     attentions(bench, at::kBFloat16, " bf16");
+    prompts(bench);
     for (int64_t length : {2048, 16384}) {
         packedAttentions(bench, QueryHeads, KvHeads, HeadSize, length);
         packedAttentions(bench, 32, 8, 128, length);

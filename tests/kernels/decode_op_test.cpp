@@ -1,6 +1,7 @@
 // matvec, stored_matvec, rope_append and causal_attention in the operators they replace, or against these or plain sums.
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
+#include "kernels/cpu_kernels.h"
 #include "kernels/stored.h"
 
 #include <tuple>
@@ -95,15 +96,20 @@ private Q_SLOTS:
             }
     }
 
-    void manyQueriesInBf16SeeTheSame_data() { // where the processor multiplies bf16, another library's kernel
+    void manyQueriesInBf16SeeTheSame_data() { // in tiles, or where the processor multiplies bf16 otherwise, by another library's kernel
+        QTest::addColumn<QString>("kernels");
         QTest::addColumn<int>("queries");
         QTest::addColumn<int>("held");
-        for (const int queries : {63, 64, 130, 300})
-            for (const int past : {0, 1, 70, 513}) QTest::addRow("%d of %d", queries, queries + past) << queries << queries + past;
+        for (const char* kernels : {"avx512amx", "avx512vnni"})
+            for (const int queries : {63, 64, 130, 300})
+                for (const int past : {0, 1, 70, 513}) QTest::addRow("%s, %d of %d", kernels, queries, queries + past) << QString(kernels) << queries << queries + past;
     }
     void manyQueriesInBf16SeeTheSame() {
         QFETCH(int, queries);
         QFETCH(int, held);
+        QFETCH(QString, kernels);
+        const auto before = cpuKernels().name;
+        if (!useCpuKernels(kernels.toStdString())) QSKIP("this processor lacks the instruction set");
         at::manual_seed(queries + held);
         for (const auto& [heads, kvHeads, dim] : {std::tuple(9, 3, 64), {4, 4, 80}, {8, 1, 128}}) {
             const auto made = [&](std::int64_t n, std::int64_t rows) { return at::randn({n, rows, dim}).to(at::kBFloat16); };
@@ -118,6 +124,7 @@ private Q_SLOTS:
             QCOMPARE(stats.logSumExp.sizes(), expected.logSumExp.sizes());
             QVERIFY(at::allclose(stats.logSumExp, expected.logSumExp, 1e-4, 1e-3));
         }
+        useCpuKernels(before);
     }
 
     void refuseWhatDoesNotFit() {
