@@ -1,10 +1,11 @@
 #include "engine/policy/select.h"
 
+#include "engine/policy/in_parallel.h"
+
 #include <ATen/ATen.h>
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <exception>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -51,19 +52,8 @@ void sayWhatGaveWay(const Protect& wanted, const Protect& got, std::int32_t keep
 // Calls f for every head, in parallel where there is much to do.
 template <class F>
 void forHeads(const std::vector<std::int32_t>& held, const F& f) {
-    const auto heads = static_cast<std::int64_t>(held.size());
-    [[maybe_unused]] const bool large = std::accumulate(held.begin(), held.end(), std::int64_t{0}) > 1 << 15;
-    std::exception_ptr failed; // nothing may leave a parallel region
-#pragma omp parallel for schedule(static) if (large)
-    for (std::int64_t h = 0; h < heads; ++h) {
-        try {
-            f(static_cast<std::size_t>(h));
-        } catch (...) {
-#pragma omp critical
-            failed = std::current_exception();
-        }
-    }
-    if (failed) std::rethrow_exception(failed);
+    const bool much = std::accumulate(held.begin(), held.end(), std::int64_t{0}) > 1 << 15;
+    inParallel(static_cast<std::int64_t>(held.size()), much, [&](std::int64_t h) { f(static_cast<std::size_t>(h)); });
 }
 
 // Calls f(i), ascending, for the `count` best of the values, 1 … all of them.

@@ -1,6 +1,7 @@
 #include "engine/session/snapshot.h"
 
 #include "engine/data/error.h"
+#include "engine/policy/in_parallel.h"
 
 #include <ATen/ATen.h>
 #include <algorithm>
@@ -192,24 +193,38 @@ std::shared_ptr<const Snapshot::Scored> Snapshot::scored(const Policy& policy, c
 }
 
 Snapshot::Choice Snapshot::choose(const Policy& policy, const Quantizer* quantizer) const {
-    Choice choice;
+    struct Part { // a layer's
+        Selection selection;
+        at::Tensor statistic;
+        std::unique_ptr<LayerMemory> memory;
+        std::string notice;
+    };
+    const int layers = m_cache.layers();
+    std::vector<Part> parts(static_cast<std::size_t>(layers));
     const bool carries = policy.needs(m_length).decodeSums;
-    for (int l = 0; l < m_cache.layers(); ++l) {
-        const LayerIndex layer{l};
+    inParallel(layers, m_queryPositions.is_cpu(), [&](std::int64_t l) { // so the small steps of a policy are shared, too
+        const LayerIndex layer{static_cast<std::int32_t>(l)};
+        Part& part = parts[static_cast<std::size_t>(l)];
         const Sight sight(*this, policy, layer, Purpose::choose);
         const CacheLayer& entries = sight.view.entries;
         const Place here = place(layer, quantizer);
         const Plan plan = policy.planFor(here);
-        std::shared_ptr<LayerMemory> memory = policy.remember();
-        const bool chooses = policy.schedule().afterPrefill && !policy.skips(layer) && policy.decides(here, plan, entries.total(), sight.view.config.kvHeads, memory.get());
+        part.memory = policy.remember();
+        const bool chooses = policy.schedule().afterPrefill && !policy.skips(layer) && policy.decides(here, plan, entries.total(), sight.view.config.kvHeads, part.memory.get());
         // A policy that goes on evicting while decoding carries its statistic from here, even if nothing has to go yet.
         const std::shared_ptr<const Scored> all = chooses || carries ? scored(policy, plan, layer) : nullptr;
-        choice.selections.push_back(chooses ? policy.choose(sight.view, here, plan, all->scores, memory.get(), &choice.notice) : Selection::all(entries.held));
-        choice.statistics.push_back(all ? all->statistic : at::Tensor());
-        choice.memories.push_back(std::move(memory));
-        if (chooses && !plan.notice.empty()) choice.notice = plan.notice;
-        for (std::size_t h = 0; h < entries.held.size(); ++h)
-            choice.everything &= static_cast<std::int32_t>(choice.selections.back().keep[h].size()) == entries.held[h];
+        part.selection = chooses ? policy.choose(sight.view, here, plan, all->scores, part.memory.get(), &part.notice) : Selection::all(entries.held);
+        if (all) part.statistic = all->statistic;
+        if (chooses && !plan.notice.empty()) part.notice = plan.notice;
+    });
+    Choice choice;
+    for (int l = 0; l < layers; ++l) {
+        Part& part = parts[static_cast<std::size_t>(l)];
+        choice.everything &= std::ranges::all_of(part.selection.keep, [&](const auto& keep) { return static_cast<std::int64_t>(keep.size()) == m_length; });
+        choice.selections.push_back(std::move(part.selection));
+        choice.statistics.push_back(std::move(part.statistic));
+        choice.memories.push_back(std::move(part.memory));
+        if (!part.notice.empty()) choice.notice = std::move(part.notice);
     }
     return choice;
 }
