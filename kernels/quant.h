@@ -81,4 +81,26 @@ struct RepackAcrossArgs {
     std::int32_t* newLengths = nullptr;
 };
 
+// Exact values beside codes; see ops::add_beside and drop_beside.
+struct AddBesideArgs {
+    std::int32_t* places = nullptr;  // [heads, capacity]
+    std::uint16_t* values = nullptr; // [heads, capacity], fp16 or bf16
+    std::int32_t* counts = nullptr;  // [heads]
+    bool half = false;
+    std::int64_t heads = 0, capacity = 0, rows = 0, dim = 0;
+    const float* x = nullptr;             // [heads, rows, dim]
+    const bool* outliers = nullptr;       // [heads, rows, dim]; null: |x| > threshold
+    float threshold = 0;
+    float* rest = nullptr;                // [heads, rows, dim]
+    const std::int32_t* lengths = nullptr; // [heads]
+    const std::int32_t* added = nullptr;   // [heads] rows; null: all
+};
+struct DropBesideArgs {
+    std::int32_t* places = nullptr;
+    std::uint16_t* values = nullptr;
+    std::int32_t* counts = nullptr;
+    std::int64_t heads = 0, capacity = 0, dim = 0, gone = 0;
+    const std::int32_t* entries = nullptr; // [heads, gone] ascending behind those below 0
+};
+
 } // namespace keepsight

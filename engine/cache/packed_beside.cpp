@@ -24,7 +24,7 @@ public:
     std::unique_ptr<PackedPart> alias() const override { return std::make_unique<Beside>(*this); }
     void add(const at::Tensor& x, const Counts& counts) override {
         checkRoom(x.size(1));
-        at::Tensor outlier = m_isOutlier(x);
+        at::Tensor outlier = m_isOutlier.of ? m_isOutlier.of(x) : x.abs() > m_isOutlier.threshold;
         if (!even(counts)) outlier.logical_and_(rowsWithin(x, onDevice(counts, x.device())));
         const Counts found = asked(outlier.sum(at::IntArrayRef{1, 2}, false, at::kInt));
         makeRoom(sum(this->counts(), found), 0);
@@ -83,23 +83,14 @@ public:
         if (roomFor(longest(m_known) + m_unknown + fresh) > m_places.size(1)) makeRoom(counts(), fresh);
     }
     void addStep(const at::Tensor& x, const StepRows& added) override {
-        at::Tensor outlier = m_isOutlier(x);
-        if (added.counts.defined()) outlier.logical_and_(rowsWithin(x, added.counts));
-        const at::Tensor flat = outlier.flatten(1), rank = flat.cumsum(1, at::kInt); // [H, S · D]
-        const at::Tensor to = (rank + (m_counts.unsqueeze(1) - 1)).masked_fill_(flat.logical_not(), m_places.size(1) - 1).to(at::kLong);
-        m_places.scatter_(1, to, placesOf(x).flatten(1));
-        m_values.scatter_(1, to, exact(x.flatten(1), m_values.scalar_type()));
-        m_counts.add_(rank.select(1, rank.size(1) - 1));
-        m_rest->addStep(x.masked_fill(outlier, 0), added);
+        ops::BesideValues beside{m_places, m_values, m_counts};
+        const std::optional<at::Tensor> outliers = m_isOutlier.of ? std::optional(m_isOutlier.of(x)) : std::nullopt;
+        m_rest->addStep(ops::add_beside(beside, lengths(), x, outliers, m_isOutlier.threshold, added.counts.defined() ? std::optional(added.counts) : std::nullopt), added);
     }
     void dropEntries(const at::Tensor& entries) override {
-        if (m_places.size(1) > 0) { // those of the entries go, the others move up with theirs
-            const at::Tensor entry = m_places.floor_divide(m_dim), before = goneBefore(entries, entry);
-            const at::Tensor stays = (goneBefore(entries, entry + 1) == before).logical_and_(realOf(m_places.size(1)));
-            const at::Tensor to = (stays.cumsum(1, at::kInt) - 1).masked_fill_(stays.logical_not(), m_places.size(1) - 1).to(at::kLong);
-            m_places.scatter_(1, to, m_places - before * m_dim);
-            m_values.scatter_(1, to, m_values.clone());
-            m_counts.copy_(stays.sum(at::IntArrayRef{1}, false, at::kInt));
+        if (m_places.size(1) > 0) {
+            ops::BesideValues beside{m_places, m_values, m_counts};
+            ops::drop_beside(beside, entries, m_dim);
         }
         m_rest->dropEntries(entries);
     }

@@ -24,7 +24,10 @@ std::unique_ptr<PackedPart> packedByChannel(const SideShape& shape, const GroupS
 // lands. Nothing can leave or come without other values changing groups: all of them are decoded and encoded again then.
 std::unique_ptr<PackedPart> packedAcross(const SideShape& shape, const GroupShape& groups);
 // Outliers are stored beside the others as 16-bit numbers with their place; `rest` packs the others with a 0 in their place.
-using OutlierTest = std::function<at::Tensor(const at::Tensor& x)>; // [kvHeads, S, headDim] → bool
+struct OutlierTest {
+    std::function<at::Tensor(const at::Tensor& x)> of; // [kvHeads, S, headDim] → bool; none:
+    double threshold = 0;                              // |x| > threshold
+};
 std::unique_ptr<PackedPart> packedBeside(const SideShape& shape, std::unique_ptr<PackedPart> rest, OutlierTest isOutlier);
 
 // Bits of a value in groups, with scale and zero.

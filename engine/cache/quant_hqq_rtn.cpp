@@ -39,8 +39,7 @@ public:
         if (const std::string why = groupRefusal(m_id, m_groups.group, shape.headDim); !why.empty()) throw EngineError(why);
         const int axis = side == Side::keys ? m_axisKey : m_axisValue;
         std::unique_ptr<PackedPart> packed = axis == 1 ? packedByToken(shape, m_groups) : packedAcross(shape, m_groups);
-        if (m_threshold > 0)
-            packed = packedBeside(shape, std::move(packed), [threshold = m_threshold](const at::Tensor& x) { return x.abs() > threshold; });
+        if (m_threshold > 0) packed = packedBeside(shape, std::move(packed), {{}, m_threshold});
         return std::make_unique<StoredParts>(shape, std::move(packed), ResidualRule{ResidualRule::When::gathered, m_residual});
     }
     double effectiveBits(LayerIndex, const ModelConfig& config) const override { return groupedBits(config.headDim, m_groups); }

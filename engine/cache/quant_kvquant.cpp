@@ -209,7 +209,7 @@ public:
         } else {
             const Span span{c.keySpan.middle.repeat_interleave(copies, 0).to(shape.device), c.keySpan.half.repeat_interleave(copies, 0).to(shape.device)};
             packed = std::make_unique<NuqKeys>(shape, m_bits, c.keys.on(shape.device), span);
-            if (m_outliers > 0) packed = packedBeside(shape, std::move(packed), [ruler = Ruler(span)](const at::Tensor& x) { return ruler.outside(x); });
+            if (m_outliers > 0) packed = packedBeside(shape, std::move(packed), {[ruler = Ruler(span)](const at::Tensor& x) { return ruler.outside(x); }});
         }
         return std::make_unique<StoredParts>(shape, std::move(packed), ResidualRule{ResidualRule::When::always}, m_first);
     }

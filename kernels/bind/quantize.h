@@ -56,4 +56,16 @@ void repack_across(AcrossCodes& across, const std::optional<at::Tensor>& gone, c
 std::optional<AcrossCodes> repacked_across(const AcrossCodes& across, const std::optional<at::Tensor>& gone,
                                            const std::optional<at::Tensor>& x, const std::optional<at::Tensor>& counts);
 
+// Values that are exact beside codes (PackedSide::exact), in the order of their places, entry · D + channel.
+struct BesideValues {
+    at::Tensor places, values; // [H, M] int32 and of a 16-bit type; the last of a row is nobody's
+    at::Tensor counts;         // [H] int32
+};
+// Puts the outliers among the first added[h] rows (without `added`: all) of x [H, S, D] fp32 behind them; outliers [H, S, D] bool (without: |x| > threshold), lengths
+// [H] int32 the entries before these rows. There must be room: devices do not look. Returns x with 0 in their place; behind the rows that are added it may hold anything.
+at::Tensor add_beside(BesideValues& to, const at::Tensor& lengths, const at::Tensor& x, const std::optional<at::Tensor>& outliers, double threshold,
+                      const std::optional<at::Tensor>& added);
+// Those of entries[h, :], as repack_across() takes them, go; the others move up with theirs.
+void drop_beside(BesideValues& from, const at::Tensor& entries, int64_t dim);
+
 } // namespace keepsight::ops

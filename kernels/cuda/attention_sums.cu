@@ -6,6 +6,7 @@
 // through shared memory, twice buffered. Keys are the rows of the product, so that a key's sum stays in the registers of one thread and its three
 // neighbours: no atomics and one fixed order, so that runs repeat bit for bit. Early keys are seen by most queries: their blocks come first.
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch_change.h"
 #include "kernels/cuda/launch_decode.h"
 #include "kernels/cuda/map_cells.cuh"
@@ -15,42 +16,6 @@ namespace keepsight::cuda {
 namespace {
 
 constexpr int Warps = 4, Threads = Warps * 32, Rows = 2, Keys = Warps * Rows * 16; // of a warp: tiles of 16 keys
-
-__device__ inline std::uint32_t sharedAddress(const void* p) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(p)); }
-
-__device__ inline void copyAhead(void* to, const void* from, bool real) { // 16 bytes; zeros where there is no such row
-    const int bytes = real ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(sharedAddress(to)), "l"(from), "r"(bytes));
-}
-
-__device__ inline void load4(std::uint32_t (&r)[4], const void* p) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(sharedAddress(p)));
-}
-
-template <class T> __device__ inline void multiply(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
-template <> __device__ inline void multiply<__nv_bfloat16>(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-template <> __device__ inline void multiply<__half>(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Rows of Dim elements in 16-byte words; word w of row r lies at w ^ (r % 8), so that eight rows' words hit different banks.
-template <class T, int Dim> __device__ inline T* place(T* tile, int row, int word) { return tile + row * Dim + ((word ^ (row & 7)) * 8); }
-
-template <class T, int Dim> __device__ inline void loadRows(T* tile, const T* from, std::int64_t stride, std::int64_t begin, int rows, std::int64_t end) {
-    constexpr int Words = Dim / 8;
-    for (int i = threadIdx.x; i < rows * Words; i += Threads) {
-        const int row = i / Words, word = i % Words;
-        const bool real = begin + row < end;
-        copyAhead(place<T, Dim>(tile, row, word), from + (real ? begin + row : 0) * stride + word * 8, real);
-    }
-    asm volatile("cp.async.commit_group;");
-}
 
 template <int Dim, Sum Kind> struct SumsSizes { // with values beside the keys, half as many products of both fit the registers
     static constexpr int Operands = Kind == Sum::changes ? 2 : 1, Queries = 64 / Operands, Tile = Queries * Dim;
@@ -81,11 +46,10 @@ template <class T, int Dim, Sum Kind> __global__ void __launch_bounds__(Threads,
     std::uint32_t keys[Rows][Depth][4], values[Changes ? Rows : 1][Changes ? Depth : 1][4];
     float valueNorms[Rows][2] = {};
     const auto fragments = [&](auto& to, const T* from, std::int64_t stride) {
-        loadRows<T, Dim>(tiles, from, stride, keyBegin, Keys, a.held);
-        asm volatile("cp.async.wait_group 0;");
+        loadRows<T, Dim, Threads>(tiles, from, Keys, [&](int row) { return keyBegin + row < a.held ? (keyBegin + row) * stride : -1; });
+        waitForCopies<0>();
         __syncthreads();
-        for (int m = 0; m < Rows; ++m)
-            for (int d = 0; d < Depth; ++d) load4(to[m][d], place<T, Dim>(tiles, (warp * Rows + m) * 16 + lane % 16, d * 2 + lane / 16));
+        loadFragments<T, Dim>(to, tiles, warp * Rows * 16);
         __syncthreads();
     };
     fragments(keys, k, a.kRow);
@@ -112,8 +76,9 @@ template <class T, int Dim, Sum Kind> __global__ void __launch_bounds__(Threads,
         return min(end, next);
     };
     const auto fetch = [&](int buffer, std::int64_t begin, std::int64_t end) {
-        if constexpr (Changes) loadRows<T, Dim>(tiles + (2 + buffer) * Sizes::Tile, o, args.oRow, begin, Queries, end); // one group of copies more
-        loadRows<T, Dim>(tiles + buffer * Sizes::Tile, q, a.qRow, begin, Queries, end);
+        const auto rowsOf = [&](std::int64_t stride) { return [=](int row) { return begin + row < end ? (begin + row) * stride : -1; }; };
+        if constexpr (Changes) loadRows<T, Dim, Threads>(tiles + (2 + buffer) * Sizes::Tile, o, Queries, rowsOf(args.oRow)); // one group of copies more
+        loadRows<T, Dim, Threads>(tiles + buffer * Sizes::Tile, q, Queries, rowsOf(a.qRow));
         if (threadIdx.x < Queries) rowNorms[buffer][threadIdx.x] = begin + threadIdx.x < end ? norms[begin + threadIdx.x] * Unit : INFINITY; // no such row: weight 0
         if constexpr (Changes)
             if (threadIdx.x < Queries)
@@ -126,27 +91,14 @@ template <class T, int Dim, Sum Kind> __global__ void __launch_bounds__(Threads,
         const std::int64_t nextEnd = end < a.queries ? tileEnd(end) : end;
         if (end < a.queries) {
             fetch(buffer ^ 1, end, nextEnd);
-            asm volatile("cp.async.wait_group %0;" ::"n"(Changes ? 2 : 1));
+            waitForCopies<Changes ? 2 : 1>();
         } else {
-            asm volatile("cp.async.wait_group 0;");
+            waitForCopies<0>();
         }
         __syncthreads();
-        const auto product = [&](auto& to, const auto& rows, T* tile) {
-#pragma unroll
-            for (int d = 0; d < Depth; ++d)
-#pragma unroll
-                for (int n = 0; n < Tiles; n += 2) {
-                    std::uint32_t b[4]; // two tiles of 8 queries, 16 dimensions
-                    load4(b, place<T, Dim>(tile, n * 8 + (lane / 16) * 8 + lane % 8, d * 2 + lane / 8 % 2));
-                    for (int m = 0; m < Rows; ++m) {
-                        multiply<T>(to[m][n], rows[m][d], b[0], b[1]);
-                        multiply<T>(to[m][n + 1], rows[m][d], b[2], b[3]);
-                    }
-                }
-        };
-        float scores[Rows][Tiles][4] = {}, products[Changes ? Rows : 1][Changes ? Tiles : 1][4] = {}; // products: ⟨v, o⟩
-        product(scores, keys, tiles + buffer * Sizes::Tile);
-        if constexpr (Changes) product(products, values, tiles + (2 + buffer) * Sizes::Tile);
+        float scores[Rows][Tiles][4] = {}, both[Changes ? Rows : 1][Changes ? Tiles : 1][4] = {}; // both: ⟨v, o⟩
+        products<T, Dim>(scores, keys, tiles + buffer * Sizes::Tile);
+        if constexpr (Changes) products<T, Dim>(both, values, tiles + (2 + buffer) * Sizes::Tile);
         float sums[Rows][2] = {}; // of the tile: long sums in three stages lose less
         const auto addUp = [&](auto masked) {
             const int sees = static_cast<int>(past + begin - keyBegin) - (warp * Rows * 16 + lane / 4); // the tile's first query, of the thread's first key on
@@ -161,7 +113,7 @@ template <class T, int Dim, Sum Kind> __global__ void __launch_bounds__(Threads,
                             float weight = power2(fmaf(scores[m][n][half * 2 + c], scale, -norm));
                             if (decltype(masked)::value && m * 16 + half * 8 > sees + column) weight = 0;
                             if constexpr (Changes) {
-                                const float s = scores[m][n][half * 2 + c] * a.scale, size = valueNorms[m][half], ov = products[m][n][half * 2 + c];
+                                const float s = scores[m][n][half * 2 + c] * a.scale, size = valueNorms[m][half], ov = both[m][n][half * 2 + c];
                                 float change = s * s * fmaxf(size + outputNorms[buffer][column] - 2 * ov, 0); // as key, of a weight of 1
                                 if (args.kind != 1) change += size;
                                 if (args.kind == 2) change += 2 * s * (size - ov);

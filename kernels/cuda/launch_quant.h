@@ -16,4 +16,7 @@ constexpr std::int64_t MostInColumn = 1024, MostAcrossHeads = 128; // values of 
 cudaError_t launchAppendChannels(const AppendChannelsArgs& args, cudaStream_t stream);
 cudaError_t launchRepackAcross(const RepackAcrossArgs& args, const CudaDevice& device, cudaStream_t stream);
 
+cudaError_t launchAddBeside(const AddBesideArgs& args, cudaStream_t stream); // fewer than 2³¹ values of a head
+cudaError_t launchDropBeside(const DropBesideArgs& args, cudaStream_t stream);
+
 } // namespace keepsight::cuda

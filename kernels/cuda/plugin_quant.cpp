@@ -98,6 +98,37 @@ void repackAcross(at::Tensor& codes, at::Tensor& scale, at::Tensor& zero, at::Te
     check(launchRepackAcross(a, deviceOf(codes), stream()), "repack_across");
 }
 
+at::Tensor addBeside(at::Tensor& places, at::Tensor& values, at::Tensor& counts, const at::Tensor& lengths, const at::Tensor& x, const OptionalTensor& outliers,
+                     double threshold, const OptionalTensor& added) {
+    if (!places.is_contiguous() || !values.is_contiguous() || !counts.is_contiguous())
+        return composite<decltype(addBeside)>("add_beside", places, values, counts, lengths, x, outliers, threshold, added);
+    const c10::cuda::CUDAGuard guard(x.device());
+    const at::Tensor rows = x.contiguous(), which = outliers ? outliers->contiguous() : at::Tensor(), held = lengths.contiguous(), many = added ? added->contiguous() : at::Tensor();
+    at::Tensor rest = at::empty_like(rows);
+    AddBesideArgs a;
+    a.places = places.mutable_data_ptr<std::int32_t>(), a.values = static_cast<std::uint16_t*>(values.mutable_data_ptr()), a.counts = counts.mutable_data_ptr<std::int32_t>();
+    a.half = values.scalar_type() == at::kHalf;
+    a.heads = places.size(0), a.capacity = places.size(1), a.rows = x.size(1), a.dim = x.size(2);
+    a.x = rows.const_data_ptr<float>(), a.threshold = static_cast<float>(threshold), a.rest = rest.mutable_data_ptr<float>();
+    a.lengths = held.const_data_ptr<std::int32_t>();
+    if (outliers) a.outliers = which.const_data_ptr<bool>();
+    if (added) a.added = many.const_data_ptr<std::int32_t>();
+    check(launchAddBeside(a, stream()), "add_beside");
+    return rest;
+}
+
+void dropBeside(at::Tensor& places, at::Tensor& values, at::Tensor& counts, const at::Tensor& entries, int64_t dim) {
+    if (!places.is_contiguous() || !values.is_contiguous() || !counts.is_contiguous())
+        return composite<decltype(dropBeside)>("drop_beside", places, values, counts, entries, dim);
+    const c10::cuda::CUDAGuard guard(places.device());
+    const at::Tensor leave = entries.contiguous();
+    DropBesideArgs a;
+    a.places = places.mutable_data_ptr<std::int32_t>(), a.values = static_cast<std::uint16_t*>(values.mutable_data_ptr()), a.counts = counts.mutable_data_ptr<std::int32_t>();
+    a.heads = places.size(0), a.capacity = places.size(1), a.dim = dim, a.gone = leave.size(1);
+    a.entries = leave.const_data_ptr<std::int32_t>();
+    check(launchDropBeside(a, stream()), "drop_beside");
+}
+
 at::Tensor packedAttention(const at::Tensor& q, const ops::PackedTensors& keyTensors, int64_t keyBits, int64_t keyGroupTokens, bool keysAcross,
                            const ops::PackedTensors& valueTensors, int64_t valueBits, int64_t valueGroupTokens, bool valuesAcross, const at::Tensor& positions,
                            const at::Tensor& lengths, const at::Tensor& queryPosition, double scale, const OptionalTensor& inverseFrequencies, bool byRank,
@@ -131,6 +162,8 @@ TORCH_LIBRARY_IMPL(keepsight, CUDA, m) {
     m.impl("pack_groups", packGroups);
     m.impl("append_channels", appendChannels);
     m.impl("repack_across", repackAcross);
+    m.impl("add_beside", addBeside);
+    m.impl("drop_beside", dropBeside);
     m.impl("packed_attention", packedAttention);
 }
 

@@ -1,6 +1,7 @@
 // Codes to values and back, entry by entry or in columns of entries; see kernels/quant.h for their layout.
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch_quant.h"
+#include "kernels/cuda/lists.cuh"
 
 #include <algorithm>
 #include <cfloat>
@@ -197,25 +198,20 @@ __global__ void __launch_bounds__(Threads) append_channels_kernel(const AppendCh
     if (a.ends && blockIdx.x == 0 && threadIdx.x == 0) a.ends[h * a.endsHead + row] = static_cast<std::int32_t>(length + a.group);
 }
 
-// How many of an ascending list are < limit, or, less their number in it, ≤ limit.
-__device__ int countBelow(const std::int32_t* list, int count, int limit, int rising) {
-    int low = 0;
-    while (low < count) {
-        const int middle = (low + count) / 2;
-        if (list[middle] - middle * rising < limit)
-            low = middle + 1;
-        else
-            count = middle;
-    }
-    return low;
-}
-
 // Of each head, in shared memory.
 struct AcrossHead {
     int begin, newBegin; // entries of the heads before
     int stay;            // entries that do, in front of those that come
     int firstGone, gone; // where its list of entries that go has them
+    int goes;            // the first of them
 };
+
+// x / by for by > 0; inverse: (2³² − 1) / by.
+__device__ unsigned quotientBy(unsigned x, unsigned by, unsigned inverse) {
+    unsigned q = __umulhi(x, inverse), rest = x - q * by; // too small by 2 at most
+    if (rest >= by) ++q, rest -= by;
+    return q + (rest >= by);
+}
 
 template <int Bits>
 __global__ void __launch_bounds__(Threads) repack_across_kernel(const RepackAcrossArgs a, const int bytes) {
@@ -230,7 +226,7 @@ __global__ void __launch_bounds__(Threads) repack_across_kernel(const RepackAcro
         const int n = static_cast<int>(a.goneCount), length = a.lengths[h], first = countBelow(list, n, 0, 0),
                   gone = countBelow(list, n, length, 0) - first;
         const int come = !a.x ? 0 : a.counts ? min(max(a.counts[h], 0), static_cast<int>(a.rows)) : static_cast<int>(a.rows);
-        heads[h].stay = length - gone, heads[h].firstGone = first, heads[h].gone = gone;
+        heads[h].stay = length - gone, heads[h].firstGone = first, heads[h].gone = gone, heads[h].goes = gone > 0 ? list[first] : 0;
         before[h] = length, after[h] = length - gone + come;
         any |= gone > 0 || come > 0;
     }
@@ -253,27 +249,39 @@ __global__ void __launch_bounds__(Threads) repack_across_kernel(const RepackAcro
     const ColumnTile tile{
         group, bytes, plane, columns, a.leastScale, a.newCodes, plane, static_cast<__half*>(a.newScale), static_cast<__half*>(a.newZero)};
     const auto *scale = static_cast<const __half*>(a.scale), *zero = static_cast<const __half*>(a.zero);
+    const unsigned inverse = oldColumns > 0 ? 0xffffffffu / oldColumns : 0;
     const auto each = [&](std::int64_t column, int i, int step, const auto& put) {
-        const unsigned value = i * columns + static_cast<unsigned>(column), by = step * columns, byEntries = by / dim,
-                       byChannels = by - byEntries * dim;
+        constexpr int Ahead = 4; // values asked for at once
+        const unsigned value = i * columns + static_cast<unsigned>(column), by = step * columns, byEntries = by / dim, byChannels = by - byEntries * dim;
         unsigned entry = value / dim, channel = value - entry * dim;
-        for (int h = 0; i < group; i += step) {
-            while (entry >= static_cast<unsigned>(heads[h + 1].newBegin))
-                ++h;
-            const AcrossHead head = heads[h];
-            const int r = static_cast<int>(entry) - head.newBegin;
-            if (r < head.stay) {
-                const int old = r + countBelow(a.gone + h * a.goneCount + head.firstGone, head.gone, r + 1, 1);
-                const unsigned f = static_cast<unsigned>(head.begin + old) * dim + channel, row = f / oldColumns, c = f - row * oldColumns;
-                const auto p = static_cast<unsigned>(plane);
-                const unsigned number = Bits == 8 ? 0 : (c >= p) + (Bits == 2 ? (c >= 2 * p) + (c >= 3 * p) : 0);
-                const unsigned code = a.codes[row * plane + (c - number * p)] >> (number * Bits) & ((1u << Bits) - 1);
-                put(i, __fmaf_rn(static_cast<float>(code), __half2float(scale[c]), __half2float(zero[c]))); // the product is exact
-            } else {
-                put(i, a.x[h * a.head + static_cast<std::int64_t>(r - head.stay) * a.dim + channel]);
+        for (int h = 0; i < group; i += Ahead * step) {
+            float fresh[Ahead];
+            unsigned byte[Ahead], shift[Ahead];
+            __half scales[Ahead], zeros[Ahead];
+#pragma unroll
+            for (int j = 0; j < Ahead; ++j) {
+                shift[j] = 8; // no code
+                if (i + j * step >= group) continue;
+                while (entry >= static_cast<unsigned>(heads[h + 1].newBegin)) ++h;
+                const AcrossHead& head = heads[h];
+                const int r = static_cast<int>(entry) - head.newBegin;
+                if (r < head.stay) {
+                    const int before = head.gone == 0 ? 0 : head.gone == 1 ? head.goes <= r : countBelow(a.gone + h * a.goneCount + head.firstGone, head.gone, r + 1, 1);
+                    const unsigned f = static_cast<unsigned>(head.begin + r + before) * dim + channel, row = quotientBy(f, oldColumns, inverse), c = f - row * oldColumns;
+                    const auto p = static_cast<unsigned>(plane);
+                    const unsigned number = Bits == 8 ? 0 : (c >= p) + (Bits == 2 ? (c >= 2 * p) + (c >= 3 * p) : 0);
+                    byte[j] = a.codes[row * plane + (c - number * p)], shift[j] = number * Bits;
+                    scales[j] = scale[c], zeros[j] = zero[c];
+                } else {
+                    fresh[j] = a.x[h * a.head + static_cast<std::int64_t>(r - head.stay) * a.dim + channel];
+                }
+                entry += byEntries, channel += byChannels;
+                if (channel >= dim) channel -= dim, ++entry;
             }
-            entry += byEntries, channel += byChannels;
-            if (channel >= dim) channel -= dim, ++entry;
+#pragma unroll
+            for (int j = 0; j < Ahead; ++j)
+                if (i + j * step < group) // of a code the product is exact
+                    put(i + j * step, shift[j] == 8 ? fresh[j] : __fmaf_rn(static_cast<float>(byte[j] >> shift[j] & ((1u << Bits) - 1)), __half2float(scales[j]), __half2float(zeros[j])));
         }
     };
     for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * bytes; first < plane && first < columns;

@@ -7,15 +7,10 @@
 // all that is waited for as a rule. Counts are integers: the order of additions does not matter. A long row is cut into pieces, each by a
 // cluster of its own; the pieces' best, still in order, are then searched as one row.
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/cluster.cuh"
 
 #include <algorithm>
 #include <type_traits>
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#include <cooperative_groups.h>
-#define KEEPSIGHT_CLUSTERS
-#endif
 
 namespace keepsight::cuda {
 namespace {
@@ -33,37 +28,6 @@ __device__ unsigned keyOf(float x) {
     const unsigned bits = __float_as_uint(x == x ? x + 0.0f : -INFINITY);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
-
-#ifdef KEEPSIGHT_CLUSTERS
-template <int Blocks>
-struct Cluster {
-    __device__ static int rank() { return Blocks == 1 ? 0 : static_cast<int>(cooperative_groups::this_cluster().block_rank()); }
-    __device__ static void arrive() { // barrier in two halves; a block's own threads meet, too
-        if constexpr (Blocks == 1)
-            __syncthreads();
-        else
-            asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-    }
-    __device__ static void wait() {
-        if constexpr (Blocks > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-    }
-    template <class T>
-    __device__ static T* of(T* mine, int other) { // the same variable of another block
-        return Blocks == 1 ? mine : cooperative_groups::this_cluster().map_shared_rank(mine, other);
-    }
-};
-#else
-template <int Blocks>
-struct Cluster {
-    __device__ static int rank() { return 0; }
-    __device__ static void arrive() { __syncthreads(); }
-    __device__ static void wait() {}
-    template <class T>
-    __device__ static T* of(T* mine, int) {
-        return mine;
-    }
-};
-#endif
 
 struct Row {
     const float* scores;        // of the row or piece
@@ -386,10 +350,7 @@ template <class Kernel, class Candidates>
 cudaError_t launch(Kernel* kernel, int blocks, std::int64_t rows, const TopKArgs& args, Candidates candidates, int pieces, cudaStream_t stream) {
     cudaLaunchAttribute attributes[2];
     const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(rows));
-    cudaLaunchConfig_t config = overlapping(grid, dim3(Threads), 0, stream, attributes[0]);
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = static_cast<unsigned>(blocks), attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    config.numAttrs = blocks > 1 ? 2 : 1;
+    const cudaLaunchConfig_t config = overlappingClusters(blocks, grid, dim3(Threads), 0, stream, attributes);
     return cudaLaunchKernelEx(&config, kernel, args, candidates, pieces);
 }
 

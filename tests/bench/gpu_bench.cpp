@@ -4,7 +4,7 @@
 // Llama-3-8B shape: 32 query and 8 KV heads of 128, bf16, batch 1. Every run finds a cold L2: a buffer larger than it is written first, and
 // another one read, so that no written lines are left (--dirty: only written; what it left is then written back during the run). Median of
 // many, from device events. floor: the bytes that must be read, at this run's copy bandwidth.
-//   gpu_bench [--json FILE] [--dirty] [decode] [ragged] [packed] [coded] [statistics] [prefill] [sparse] [change] [top_k] [vote] [drop] [matvec]
+//   gpu_bench [--json FILE] [--dirty] [decode] [ragged] [packed] [coded] [statistics] [prefill] [sparse] [change] [top_k] [vote] [window] [drop] [matvec]
 #include "kernels/bind/ops.h"
 #include "kernels/quant.h"
 
@@ -352,6 +352,16 @@ void vote(Bench& bench) {
         }
 }
 
+// A window of 64 queries, as snapkv votes while it decodes.
+void window(Bench& bench) {
+    for (const int64_t count : {2049, 8192, 32768}) {
+        const at::Tensor q = at::randn({QueryHeads, 64, HeadSize}, on(at::kBFloat16)), k = at::randn({KvHeads, count, HeadSize}, on(at::kBFloat16));
+        const at::Tensor lengths = at::full({KvHeads}, count, on(at::kInt)), positions = at::arange(count, on(at::kInt)).expand({KvHeads, count}).contiguous(), now = at::arange(count - 64, count, on(at::kInt));
+        bench.row("attention_sums of 64 queries, " + std::to_string(count) + "; peer: bmm, softmax, sum in torch", static_cast<double>(k.nbytes()), [&] { ops::attention_sums(q, k, positions, lengths, now, 0.1); },
+                  {[&] { at::softmax(at::matmul(q.view({KvHeads, -1, HeadSize}), k.transpose(1, 2)), -1, at::kFloat).view({QueryHeads, 64, count}).sum(1); }});
+    }
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
@@ -372,7 +382,7 @@ int main(int argc, char** argv) {
         return std::fprintf(stderr, "gpu_bench: no CUDA device: %s\n", why.empty() ? "the driver shows none" : why.c_str()), 2;
     Bench bench(dirty);
     const std::pair<const char*, void (*)(Bench&)> parts[] = {
-        {"decode", decode}, {"ragged", ragged}, {"packed", packed}, {"coded", coded}, {"statistics", statistics}, {"prefill", prefill}, {"sparse", sparse}, {"change", change}, {"top_k", topK}, {"vote", vote}, {"drop", drop}, {"matvec", matvec}};
+        {"decode", decode}, {"ragged", ragged}, {"packed", packed}, {"coded", coded}, {"statistics", statistics}, {"prefill", prefill}, {"sparse", sparse}, {"change", change}, {"top_k", topK}, {"vote", vote}, {"window", window}, {"drop", drop}, {"matvec", matvec}};
     for (const auto& [name, part] : parts)
         if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) part(bench);
     if (!json.empty()) bench.save(json);

@@ -1,6 +1,6 @@
 // Every operator on the CUDA device against the CPU or fp64, over odd sizes, dtypes and ragged heads; tests/bench/gpu_bench.cpp has the times.
 // A plain program, so that it runs on a machine without Qt: exit 0 all equal within tolerance, 1 a difference, 77 no device (ctest: skipped).
-//   cuda_check [--quick [PART] | --coded]   few cases, for a sanitizer (decode vote sparse change scores drops packed coded top_k: of these only); packed anew, or attended to, in any form only
+//   cuda_check [--quick [PART] | --coded]   few cases, for a sanitizer (decode vote sparse change window scores drops packed beside coded top_k: of these only); packed anew, or attended to, in any form only
 #include "engine/data/error.h"
 #include "kernels/bind/ops.h"
 #include "kernels/bind/packed.h"
@@ -263,6 +263,48 @@ void checkAllSparse() {
         checkSparse(2, 72, 300, 100, type, true, false);          // a head size without a kernel
         checkSparse(2, 64, 300, 100, type, false, true);          // and a layout
     }
+}
+
+// What a window of queries gives to each entry, and its votes: ragged and empty heads, gaps between positions, entries hidden from the older queries.
+void checkWindow(int group, int dim, int capacity, int window, at::ScalarType type, bool strided) {
+    const int heads = 4;
+    at::manual_seed(capacity * 3 + group * 7 + dim + window);
+    char label[160];
+    std::snprintf(label, sizeof label, "attention_sums group %d dim %d capacity %d window %d %s%s", group, dim, capacity, window, c10::toString(type), strided ? " strided" : "");
+    const at::Tensor all = at::randn({heads * group, window + 3, dim}).to(type), q = all.narrow(1, 2, window), k = at::randn({heads, capacity, dim}).to(type);
+    const at::Tensor lengths = at::tensor({capacity, capacity / 3, 0, std::min(capacity, 1 + capacity / 2)}, at::kInt), places = at::arange(capacity, at::kInt);
+    const at::Tensor positions = (places * 2).unsqueeze(0) + at::arange(heads, at::kInt).unsqueeze(1), now = at::arange(2 * capacity - window, 2 * capacity, at::kInt);
+    at::Tensor keys = gpu(k);
+    if (strided) keys = at::empty({capacity, heads, 2 * dim}, keys.options()).narrow(2, dim, dim).transpose(0, 1), keys.copy_(k);
+    keys.masked_fill_(gpu(places.unsqueeze(0) >= lengths.unsqueeze(1)).unsqueeze(2), NAN);
+    const auto run = [&] { return ops::attention_sums(gpu(all).narrow(1, 2, window), keys, gpu(positions), gpu(lengths), gpu(now), 0.2); };
+    const at::Tensor found = run();
+    expectClose(label, found, ops::attention_sums(q.to(at::kFloat), k.to(at::kFloat), positions, lengths, now, 0.2), 2e-5);
+    for (int i = 0; i < 2; ++i) expectSame(label, run(), found);
+}
+
+void checkPooled(int group, int capacity, int kernel, bool largest, ops::GroupVote of) {
+    const at::Tensor sums = at::rand({3 * group, capacity + 5}).narrow(1, 2, capacity), lengths = at::tensor({capacity, capacity / 3, 0}, at::kInt);
+    const auto votes = [&](const at::Tensor& x, const at::Tensor& held) { return ops::pooled_votes(x, held, 64, 16, kernel, largest, of); };
+    expectClose("pooled_votes", votes(gpu(sums), gpu(lengths)), votes(sums, lengths), 2e-6);
+    expectRefused("pooled_votes over an even number", [&] { ops::pooled_votes(gpu(sums), gpu(lengths), 64, 16, kernel + 1, largest, of); });
+    expectRefused("pooled_votes of more rows than heads share", [&] { ops::pooled_votes(gpu(sums).narrow(0, 0, group), gpu(lengths), 64, 16, kernel, largest, of); });
+}
+
+void checkWindows() {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        for (const int dim : {32, 64, 80, 96, 128, 256})
+            for (const int group : {1, 3, 4, 8})
+                for (const auto& [capacity, window] : {std::pair(1, 1), {1, 64}, {31, 64}, {33, 33}, {4097, 64}, {533, 129}, {200, 2}}) checkWindow(group, dim, capacity, window, type, false);
+        checkWindow(3, 64, 4097, 4096, type, false), checkWindow(2, 128, 3000, 513, type, true);
+        checkWindow(12, 128, 999, 64, type, false); // more than eight query heads a KV head
+        checkWindow(1, 128, 70000, 64, type, false);
+        checkWindow(2, 72, 100, 64, type, false); // a head size without a kernel
+    }
+    for (const int capacity : {1, 31, 33, 4097})
+        for (const int kernel : {1, 5, 255, 301})
+            for (const bool largest : {false, true})
+                for (const auto of : {ops::GroupVote::mean, ops::GroupVote::largest, ops::GroupVote::sum}) checkPooled(kernel > 5 ? 1 : 4, capacity, kernel, largest, of);
 }
 
 constexpr ops::OutputChange ChangeKinds[] = {ops::OutputChange::value, ops::OutputChange::key, ops::OutputChange::joint, ops::OutputChange::independent};
@@ -594,6 +636,46 @@ void checkAllGroups() {
 }
 
 // Attention of one query over entries that are codes but for some at the beginning and the end, of each head and side at places of its own.
+// Exact values beside codes that come and go, as the CPU has them; what is nobody's may be anything.
+void checkBeside(int rows, int dim, at::ScalarType type) {
+    const int heads = 3, capacity = 2 * rows * dim + 1;
+    at::manual_seed(rows * 3 + dim);
+    char label[80];
+    std::snprintf(label, sizeof label, "beside: %d rows, dim %d, %s", rows, dim, c10::toString(type));
+    ops::BesideValues here{at::zeros({heads, capacity}, at::kInt), at::zeros({heads, capacity}, type), at::zeros({heads}, at::kInt)};
+    ops::BesideValues there{gpu(here.places), gpu(here.values), gpu(here.counts)};
+    const auto same = [&] {
+        expectSame(label, there.counts, here.counts);
+        for (int h = 0; h < heads; ++h)
+            for (const auto& [found, expected] : {std::pair(there.places, here.places), {there.values, here.values}})
+                expectSame(label, found[h].narrow(0, 0, here.counts[h].item<int>()), expected[h].narrow(0, 0, here.counts[h].item<int>()));
+    };
+    at::Tensor lengths = at::zeros({heads}, at::kInt);
+    const auto add = [&](bool all) { // all rows, by a threshold
+        const at::Tensor x = at::randn({heads, rows, dim}) * 40000, outliers = x.abs() > 60000, added = all ? at::full({heads}, rows, at::kInt) : at::tensor({rows, rows / 2, 0}, at::kInt);
+        const auto counts = [&](const at::Tensor& t) { return all ? std::nullopt : std::optional(t); };
+        const at::Tensor rest = ops::add_beside(here, lengths, x, outliers, 0, counts(added));
+        const at::Tensor found = ops::add_beside(there, gpu(lengths), gpu(x), counts(gpu(outliers)), 60000, counts(gpu(added)));
+        for (int h = 0; h < heads; ++h) expectSame(label, found[h].narrow(0, 0, added[h].item<int>()), rest[h].narrow(0, 0, added[h].item<int>()));
+        lengths.add_(added);
+        same();
+    };
+    const auto drop = [&](const at::Tensor& entries) {
+        ops::drop_beside(here, entries, dim), ops::drop_beside(there, gpu(entries), dim);
+        same();
+    };
+    add(false);
+    drop(at::tensor({0, rows / 2, -5}, at::kInt).unsqueeze(1));
+    drop(at::stack({at::full({4}, -1, at::kInt), at::tensor({-3, 0, 1, 2}, at::kInt), at::tensor({-2, -1, 0, rows}, at::kInt)}));
+    drop(at::arange(-2, rows + 7, 3, at::kInt).expand({heads, -1}).contiguous());
+    lengths.copy_(at::tensor({rows, rows, rows}, at::kInt));
+    add(true);
+    drop(at::full({heads, 1}, 2 * rows - 1, at::kInt));
+    expectRefused("drop_beside of long entries", [&] { ops::drop_beside(there, gpu(at::zeros({heads, 1}, at::kLong)), dim); });
+    ops::BesideValues wide{there.places, there.values.to(at::kFloat), there.counts};
+    expectRefused("drop_beside of fp32 values", [&] { ops::drop_beside(wide, gpu(at::zeros({heads, 1}, at::kInt)), dim); });
+}
+
 void checkPackedAttention(int heads, int group, int dim, int entries, int bits, int shared, bool byChannel, at::ScalarType type) {
     const std::string name = "packed attention heads " + std::to_string(heads) + "×" + std::to_string(group) + " dim " + std::to_string(dim) + " entries " + std::to_string(entries) + ", " +
                              std::to_string(bits) + " bits, groups of " + std::to_string(shared) + (byChannel ? " by channel " : " ") + c10::toString(type);
@@ -762,6 +844,10 @@ int main(int argc, char** argv) {
                 checkPromptChange(2, 128, 300, 300, 7, type, false), checkPromptChange(3, 64, 500, 77, 0, type, false);
                 checkPromptChange(3, 64, 1000, 300, 0, type, false), checkPromptChange(2, 128, 600, 600, 7, type, false);
             }
+            if (part("window")) {
+                checkWindow(4, 128, 700, 64, type, false), checkWindow(3, 80, 333, 129, type, true), checkWindow(1, 256, 100, 31, type, false);
+                checkPooled(4, 700, 5, type == at::kFloat, ops::GroupVote::mean);
+            }
             if (part("scores")) checkSpread(2, 3, 33, 128, type), checkForms(2, 2, 333, 128, type), checkForms(1, 3, 300, 64, type);
             if (part("drops")) checkDrop(3, 700, 80, type, true), checkDrop(3, 700, 128, type, false);
             if (part("packed")) {
@@ -769,6 +855,7 @@ int main(int argc, char** argv) {
                 checkPacked(3, 33, 80, 4, 16, false, false, type), checkPacked(3, 33, 33, 3, 11, true, true, type);
                 for (const int bits : {2, 4, 8}) checkPackedAttention(3, 4, 128, 333, bits, 32, bits < 8, type);
             }
+            if (part("beside") && type == at::kBFloat16) checkBeside(33, 80, type), checkBeside(1, 128, at::kHalf);
             if (part("coded") && type == at::kBFloat16)
                 checkCodedForms(3, 4, 128, 333, 4, type), checkCodedForms(2, 1, 80, 130, 3, type), checkCodedForms(2, 2, 256, 70, 8, type);
         }
@@ -789,12 +876,16 @@ int main(int argc, char** argv) {
         checkDecodes();
         checkAllSparse();
         checkChanges();
+        checkWindows();
         checkTopK();
         checkVotes();
         checkScores();
         checkDrops();
         checkAllPacked();
         checkAllGroups();
+        for (const at::ScalarType type : {at::kBFloat16, at::kHalf})
+            for (const int rows : {1, 31, 33, 513})
+                for (const int dim : {7, 64, 128}) checkBeside(rows, dim, type);
         checkPackedAttentions();
         checkAllCoded();
     }
