@@ -1,10 +1,10 @@
 // Exact values beside codes, as steps without the host add and drop them: schemas, checks, and the form in ATen calls. CUDA: cuda/beside.cu.
 #include "kernels/bind/checks.h"
+#include "kernels/bind/implementations.h"
 #include "kernels/bind/quantize.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/library.h>
 
 namespace keepsight::ops {
 namespace {
@@ -48,9 +48,12 @@ void checkBeside(const char* op, const BesideValues& b) {
 
 } // namespace
 
-TORCH_LIBRARY_FRAGMENT(keepsight, m) {
+void defineBesideOperators(torch::Library& m) {
     m.def("add_beside(Tensor(a!) places, Tensor(b!) values, Tensor(c!) counts, Tensor lengths, Tensor x, Tensor? outliers, float threshold, Tensor? added) -> Tensor");
     m.def("drop_beside(Tensor(a!) places, Tensor(b!) values, Tensor(c!) counts, Tensor entries, int dim) -> ()");
+}
+
+void registerBesideComposite(torch::Library& m) {
     m.impl("add_beside", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, addBesideComposite));
     m.impl("drop_beside", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, dropBesideComposite));
 }

@@ -195,6 +195,8 @@ void registerComposite(torch::Library& library) {
     registerQuantComposite(library);
     registerPackedComposite(library);
     registerScoreComposite(library);
+    registerVoteComposite(library);
+    registerBesideComposite(library);
 }
 
 } // namespace keepsight::ops

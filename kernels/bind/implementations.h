@@ -38,4 +38,9 @@ void defineScoreOperators(torch::Library& library); // for scores.cpp, likewise
 void registerScoreCpu(torch::Library& library);
 void registerScoreComposite(torch::Library& library);
 
+void defineVoteOperators(torch::Library& library); // for votes.cpp and beside.cpp; the CPU runs the composite ones
+void registerVoteComposite(torch::Library& library);
+void defineBesideOperators(torch::Library& library);
+void registerBesideComposite(torch::Library& library);
+
 } // namespace keepsight::ops

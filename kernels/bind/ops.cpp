@@ -128,6 +128,8 @@ void defineOperators(torch::Library& m) {
     defineQuantOperators(m);
     definePackedOperators(m);
     defineScoreOperators(m);
+    defineVoteOperators(m);
+    defineBesideOperators(m);
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, int64_t weightType, int64_t inFeatures, const OptionalTensor& bias) {

@@ -1,10 +1,9 @@
 // pooled_votes: schema, checks, and its form in ATen calls, which the CPU runs. CUDA: cuda/pooled_votes.cu.
 #include "kernels/bind/checks.h"
-#include "kernels/bind/ops.h"
+#include "kernels/bind/implementations.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/library.h>
 
 namespace keepsight::ops {
 namespace {
@@ -25,10 +24,9 @@ at::Tensor pooledVotesComposite(const at::Tensor& sums, const at::Tensor& length
 
 } // namespace
 
-TORCH_LIBRARY_FRAGMENT(keepsight, m) {
-    m.def("pooled_votes(Tensor sums, Tensor lengths, float rows, int newest, int kernel, bool largest, int group) -> Tensor");
-    m.impl("pooled_votes", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, pooledVotesComposite));
-}
+void defineVoteOperators(torch::Library& m) { m.def("pooled_votes(Tensor sums, Tensor lengths, float rows, int newest, int kernel, bool largest, int group) -> Tensor"); }
+
+void registerVoteComposite(torch::Library& m) { m.impl("pooled_votes", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, pooledVotesComposite)); }
 
 at::Tensor pooled_votes(const at::Tensor& sums, const at::Tensor& lengths, double rows, int64_t newest, int64_t kernel, bool largest, GroupVote group) {
     checkShape("pooled_votes", "sums", sums, {Any, Any});
