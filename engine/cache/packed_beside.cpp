@@ -24,8 +24,8 @@ public:
     std::unique_ptr<PackedPart> alias() const override { return std::make_unique<Beside>(*this); }
     void add(const at::Tensor& x, const Counts& counts) override {
         checkRoom(x.size(1));
-        at::Tensor outlier = m_isOutlier.of ? m_isOutlier.of(x) : x.abs() > m_isOutlier.threshold;
-        if (!even(counts)) outlier.logical_and_(rowsWithin(x, onDevice(counts, x.device())));
+        at::Tensor outlier = m_isOutlier(x);
+        if (!even(counts)) outlier.logical_and_(within(x.size(1), onDevice(counts, x.device())).unsqueeze(2));
         const Counts found = asked(outlier.sum(at::IntArrayRef{1, 2}, false, at::kInt));
         makeRoom(sum(this->counts(), found), 0);
         append(placesOf(x).masked_select(outlier), exact(x.masked_select(outlier), m_values.scalar_type()), found);
@@ -38,7 +38,7 @@ public:
             for (std::size_t h = 0; h < kept.size(); ++h)
                 for (std::size_t i = 0; i < kept[h].size(); ++i)
                     moved.data_ptr<std::int32_t>()[static_cast<std::int64_t>(h) * moved.size(1) + kept[h][i]] = static_cast<std::int32_t>(i);
-            const at::Tensor places = m_places.narrow(1, 0, longest(m_known)), real = realOf(places.size(1));
+            const at::Tensor places = m_places.narrow(1, 0, longest(m_known)), real = within(places.size(1), m_counts);
             const at::Tensor entry = moved.to(places.device()).gather(1, places.floor_divide(m_dim).masked_fill_(real.logical_not(), 0).to(at::kLong));
             const at::Tensor stays = (entry >= 0).logical_and_(real);
             const at::Tensor left = (entry * m_dim + places.remainder(m_dim)).masked_select(stays),
@@ -57,7 +57,7 @@ public:
         std::vector<std::int64_t> begins = wide(offsets); // value of out where a head's codes begin
         for (std::size_t h = 0; h < begins.size(); ++h)
             begins[h] = (begins[h] + static_cast<std::int64_t>(h) * out.size(1)) * m_dim;
-        const at::Tensor begin = at::tensor(at::IntArrayRef(begins), at::kLong).to(out.device()).unsqueeze(1), real = realOf(most);
+        const at::Tensor begin = at::tensor(at::IntArrayRef(begins), at::kLong).to(out.device()).unsqueeze(1), real = within(most, m_counts);
         const at::Tensor to = (m_places.narrow(1, 0, most) + begin).masked_select(real);
         out.view({-1}).index_copy_(0, to, m_values.narrow(1, 0, most).masked_select(real).to(out.scalar_type()));
     }
@@ -125,11 +125,6 @@ private:
         const at::Tensor fresh = at::arange(x.size(1) * m_dim, m_places.options()).view({1, x.size(1), m_dim});
         return (lengths() * m_dim).view({-1, 1, 1}) + fresh;
     }
-    static at::Tensor rowsWithin(const at::Tensor& x, const at::Tensor& counts) { // [H, S, 1]
-        return at::arange(x.size(1), counts.options()).view({1, -1, 1}) < counts.view({-1, 1, 1});
-    }
-    at::Tensor realOf(std::int64_t most) const { return at::arange(most, m_counts.options()).unsqueeze(0) < m_counts.unsqueeze(1); } // [H, most]
-
     static std::int64_t roomFor(std::int64_t outliers) { return outliers == 0 ? 0 : outliers + 1; }
     void makeRoom(const Counts& held, std::int64_t fresh) {
         const std::int64_t needed = longest(held) + fresh, slack = fresh > 0 ? SlackRows * m_dim : 0;

@@ -9,7 +9,7 @@
 
 namespace keepsight {
 
-using ops::Affine, ops::affine, ops::codes, ops::exact;
+using ops::Affine, ops::affine, ops::codes, ops::exact, ops::goneBefore, ops::within;
 
 struct GroupShape {
     int bits = 4, group = 64;
@@ -27,6 +27,7 @@ std::unique_ptr<PackedPart> packedAcross(const SideShape& shape, const GroupShap
 struct OutlierTest {
     std::function<at::Tensor(const at::Tensor& x)> of; // [kvHeads, S, headDim] → bool; none:
     double threshold = 0;                              // |x| > threshold
+    at::Tensor operator()(const at::Tensor& x) const { return of ? of(x) : x.abs() > threshold; }
 };
 std::unique_ptr<PackedPart> packedBeside(const SideShape& shape, std::unique_ptr<PackedPart> rest, OutlierTest isOutlier);
 

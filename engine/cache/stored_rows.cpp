@@ -52,10 +52,6 @@ at::Tensor onDevice(const Kept& rows, at::Device device) {
     return out.to(device);
 }
 
-at::Tensor goneBefore(const at::Tensor& entries, const at::Tensor& rows) {
-    return at::searchsorted(entries, rows, true) - (entries < 0).sum(at::IntArrayRef{1}, true, at::kInt);
-}
-
 std::vector<std::int64_t> wide(const Counts& counts) { return {counts.begin(), counts.end()}; }
 
 void placeRows(at::Tensor& out, const at::Tensor& rows, const Counts& counts, const Counts& offsets) {

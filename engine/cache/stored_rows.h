@@ -70,8 +70,6 @@ Counts negative(Counts counts);
 Counts sizesOf(const Kept& rows);
 at::Tensor onDevice(const Counts& counts, at::Device device); // [heads] int32
 at::Tensor onDevice(const Kept& rows, at::Device device);     // [heads, the most of a head, at least 1] int32, 0 behind each head's last
-// Of the entries that go, as ops::drop_entries takes them, [heads, n]: how many lie before each of `rows` [heads, m] int32. [heads, m] int32.
-at::Tensor goneBefore(const at::Tensor& entries, const at::Tensor& rows);
 std::vector<std::int64_t> wide(const Counts& counts); // as operators take them
 
 // The first counts[h] rows of `rows` [heads, ≥ counts, …] go to rows offsets[h] … of `out` [heads, C, …].

@@ -120,13 +120,10 @@ std::vector<ParamInfo> operator+(std::vector<ParamInfo> own, const std::vector<P
 }
 
 at::Tensor reduceGroup(const at::Tensor& perQueryHead, int kvHeads, const std::string& agg) {
-    std::vector<std::int64_t> sizes = perQueryHead.sizes().vec();
-    sizes[0] = perQueryHead.size(0) / kvHeads;
-    sizes.insert(sizes.begin(), kvHeads);
-    const at::Tensor grouped = perQueryHead.reshape(sizes);
-    if (agg == "max") return grouped.amax(1);
-    return agg == "sum" ? grouped.sum(1) : grouped.mean(1);
+    return ops::grouped(perQueryHead, kvHeads, groupVote(agg));
 }
+
+ops::GroupVote groupVote(const std::string& agg) { return agg == "max" ? ops::GroupVote::largest : agg == "sum" ? ops::GroupVote::sum : ops::GroupVote::mean; }
 
 std::int64_t roundHalfEven(double x) {
     const double down = std::floor(x), rest = x - down;

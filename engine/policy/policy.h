@@ -186,6 +186,7 @@ std::vector<ParamInfo> operator+(std::vector<ParamInfo> own, const std::vector<P
 Schedule scheduleOf(const std::string& timing);
 RopeMode ropeModeOf(const std::string& rope);
 at::Tensor reduceGroup(const at::Tensor& perQueryHead, int kvHeads, const std::string& agg); // [queryHeads, …] → [kvHeads, …]
+ops::GroupVote groupVote(const std::string& agg); // aggParam()'s
 std::int64_t roundHalfEven(double x);
 
 } // namespace keepsight

@@ -9,8 +9,7 @@ at::Tensor pooledBefore(const at::Tensor& scores, const at::Tensor& lengths, std
 at::Tensor snapVotes(const LayerView& view, int window, int kernel, const std::string& pool, const std::string& agg) {
     LayerView once = view;
     once.remembered = nullptr; // the window stays as it is while budgets move: no blocks to be put together again
-    const ops::GroupVote group = agg == "max" ? ops::GroupVote::largest : agg == "sum" ? ops::GroupVote::sum : ops::GroupVote::mean;
-    return ops::pooled_votes(once.lastSums(window), view.entries.lengths, window, window, kernel, pool == "max", group);
+    return ops::pooled_votes(once.lastSums(window), view.entries.lengths, window, window, kernel, pool == "max", groupVote(agg));
 }
 
 } // namespace keepsight

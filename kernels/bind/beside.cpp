@@ -7,9 +7,14 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 namespace keepsight::ops {
-namespace {
 
-at::Tensor within(int64_t most, const at::Tensor& counts) { return at::arange(most, counts.options()).unsqueeze(0) < counts.unsqueeze(1); } // [H, most]
+at::Tensor goneBefore(const at::Tensor& entries, const at::Tensor& rows) {
+    return at::searchsorted(entries, rows, true) - (entries < 0).sum(at::IntArrayRef{1}, true, at::kInt);
+}
+
+at::Tensor within(int64_t most, const at::Tensor& counts) { return at::arange(most, counts.options()).unsqueeze(0) < counts.unsqueeze(1); }
+
+namespace {
 
 at::Tensor addBesideComposite(at::Tensor& places, at::Tensor& values, at::Tensor& counts, const at::Tensor& lengths, const at::Tensor& x,
                               const std::optional<at::Tensor>& outliers, double threshold, const std::optional<at::Tensor>& added) {
@@ -25,9 +30,8 @@ at::Tensor addBesideComposite(at::Tensor& places, at::Tensor& values, at::Tensor
 }
 
 void dropBesideComposite(at::Tensor& places, at::Tensor& values, at::Tensor& counts, const at::Tensor& entries, int64_t dim) {
-    const at::Tensor entry = places.floor_divide(dim), none = (entries < 0).sum(at::IntArrayRef{1}, true, at::kInt);
-    const auto goneBefore = [&](const at::Tensor& rows) { return at::searchsorted(entries, rows, true) - none; };
-    const at::Tensor before = goneBefore(entry), stays = (goneBefore(entry + 1) == before).logical_and_(within(places.size(1), counts));
+    const at::Tensor entry = places.floor_divide(dim), before = goneBefore(entries, entry);
+    const at::Tensor stays = (goneBefore(entries, entry + 1) == before).logical_and_(within(places.size(1), counts));
     const at::Tensor to = (stays.cumsum(1, at::kInt) - 1).masked_fill_(stays.logical_not(), places.size(1) - 1).to(at::kLong);
     places.scatter_(1, to, places - before * dim);
     values.scatter_(1, to, values.clone());

@@ -81,6 +81,7 @@ at::Tensor soft_vote(const at::Tensor& queries, const at::Tensor& keys, const at
 // SnapKV's votes [Hkv, C]: sums / rows, the query heads of each KV head as one, pooled over `kernel` (odd) neighbours (their mean, zeros around count; or the
 // largest), 0 from each head's `newest` entries on, as beyond the edges. sums [Hq or Hkv, C] fp32, none negative · lengths [Hkv] int32.
 enum class GroupVote { mean, largest, sum };
+at::Tensor grouped(const at::Tensor& perQueryHead, int64_t kvHeads, GroupVote how); // [Hq, …] → [Hkv, …]: the query heads of each KV head as one
 at::Tensor pooled_votes(const at::Tensor& sums, const at::Tensor& lengths, double rows, int64_t newest, int64_t kernel, bool largest, GroupVote group);
 
 // The first counts[h] entries of out[h] become src[h, index[h, i]]; src [H, C, ...], index [H, M] int32 ascending, counts [H] int32

@@ -65,6 +65,9 @@ struct BesideValues {
 // [H] int32 the entries before these rows. There must be room: devices do not look. Returns x with 0 in their place; behind the rows that are added it may hold anything.
 at::Tensor add_beside(BesideValues& to, const at::Tensor& lengths, const at::Tensor& x, const std::optional<at::Tensor>& outliers, double threshold,
                       const std::optional<at::Tensor>& added);
+// Of the entries that go, [H, n] as drop_entries() takes them: how many lie before each of `rows` [H, m] int32. [H, m] int32.
+at::Tensor goneBefore(const at::Tensor& entries, const at::Tensor& rows);
+at::Tensor within(int64_t most, const at::Tensor& counts); // [H, most] bool: the first counts[h]
 // Those of entries[h, :], as repack_across() takes them, go; the others move up with theirs.
 void drop_beside(BesideValues& from, const at::Tensor& entries, int64_t dim);
 

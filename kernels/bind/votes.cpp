@@ -6,15 +6,17 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 namespace keepsight::ops {
+
+at::Tensor grouped(const at::Tensor& perQueryHead, int64_t kvHeads, GroupVote how) {
+    const at::Tensor groups = perQueryHead.unflatten(0, {kvHeads, perQueryHead.size(0) / kvHeads});
+    return how == GroupVote::largest ? groups.amax(1) : how == GroupVote::sum ? groups.sum(1) : groups.mean(1);
+}
+
 namespace {
 
 at::Tensor pooledVotesComposite(const at::Tensor& sums, const at::Tensor& lengths, double rows, int64_t newest, int64_t kernel, bool largest, int64_t group) {
     const int64_t heads = lengths.size(0), capacity = sums.size(1);
-    at::Tensor votes = rows == 1 ? sums : sums / rows;
-    if (sums.size(0) != heads) {
-        votes = votes.reshape({heads, sums.size(0) / heads, capacity});
-        votes = static_cast<GroupVote>(group) == GroupVote::largest ? votes.amax(1) : static_cast<GroupVote>(group) == GroupVote::sum ? votes.sum(1) : votes.mean(1);
-    }
+    const at::Tensor votes = grouped(rows == 1 ? sums : sums / rows, heads, static_cast<GroupVote>(group));
     // Heads may hold different numbers of entries: the newest ones begin elsewhere in each, and must not leak into the pooling.
     const at::Tensor others = at::arange(capacity, lengths.options()).unsqueeze(0) >= (lengths - newest).unsqueeze(1); // [kvHeads, C]
     const at::Tensor own = votes.masked_fill(others, 0).unsqueeze(1);
